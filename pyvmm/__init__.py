@@ -1,0 +1,1 @@
+"""pyvmm: a KVM micro-VMM in Python that boots real kernels."""

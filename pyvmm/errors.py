@@ -1,0 +1,49 @@
+"""What can go wrong, in one small tree.
+
+A message holds what was seen, what was expected, and what to do, in one line. ``exit_status`` is
+what the ``pyvmm`` command ends with: 2 if the user's input is at fault, 1 if the machine is.
+"""
+
+from __future__ import annotations
+
+
+class PyvmmError(Exception):
+    """Every error that pyvmm raises on purpose."""
+
+    exit_status = 1
+
+
+class HostError(PyvmmError):
+    """This machine cannot do what was asked: no /dev/kvm, no permission, no memory."""
+
+
+class FetchError(PyvmmError):
+    """A kernel or a tool could not be fetched through the package manager."""
+
+
+class ConfigError(PyvmmError):
+    """A value that the user gave is wrong: an option, a size, a combination."""
+
+    exit_status = 2
+
+
+class ImageError(PyvmmError):
+    """A file that the user gave is wrong. Its name is put in front by whoever knows it."""
+
+    exit_status = 2
+
+
+class KernelImageError(ImageError):
+    """The kernel image is not one that can be booted, or not in this way."""
+
+
+class InitrdError(ImageError):
+    """The initrd cannot be placed where the kernel would find it."""
+
+
+class CmdlineError(ConfigError):
+    """The command line is not one that the kernel can take."""
+
+
+class GuestMemoryError(PyvmmError):
+    """An access to guest memory that is not, or not wholly, inside RAM."""
