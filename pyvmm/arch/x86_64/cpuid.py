@@ -1,0 +1,137 @@
+"""CPUID: what the host can give, made consistent for one vCPU of this guest.
+
+KVM_GET_SUPPORTED_CPUID describes the host's processor and topology. Passed on as it is, every
+vCPU would claim the APIC id of whichever host CPU answered, and a package of the host's size.
+
+The guest's topology is one package of ``cpu_count`` cores with one thread each; the APIC id is
+the vCPU's number.
+
+Specification: SDM 2A CPUID; AMD APM 3 appendix E for the leaves from 0x8000_0000;
+Documentation/virt/kvm/x86/cpuid.rst for 0x4000_0000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# Leaf 1
+ECX_MONITOR = 1 << 3
+ECX_TSC_DEADLINE = 1 << 24
+ECX_HYPERVISOR = 1 << 31
+EDX_HTT = 1 << 28
+
+# Leaf 0x8000_0001
+ECX_CMP_LEGACY = 1 << 1
+ECX_PERF_CTR_EXT_CORE = 1 << 23
+ECX_PERF_CTR_EXT_NB = 1 << 24
+
+# The flag of struct kvm_cpuid_entry2 for leaves whose answer depends on ECX.
+SIGNIFICANT_INDEX = 1 << 0
+
+_LEVEL_SMT = 1
+_LEVEL_CORE = 2
+
+
+class Leaf(NamedTuple):
+    """One answer of CPUID: for EAX = ``function`` and, where it matters, ECX = ``index``."""
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+def guest_leaves(
+    supported: Iterable[tuple[int, int, int, int, int, int, int]],
+    *,
+    apic_id: int,
+    cpu_count: int,
+    tsc_deadline: bool,
+) -> list[Leaf]:
+    """The leaves for the vCPU ``apic_id`` of ``cpu_count``.
+
+    ``supported`` is what KVM says the host supports, ``tsc_deadline`` whether KVM's LAPIC timer
+    has that mode: it is a capability of its own, not part of the supported leaves.
+    """
+    leaves = []
+    for entry in supported:
+        leaf = Leaf(*entry)
+        match leaf.function:
+            case 0x0000_0001:
+                leaf = _features(leaf, apic_id, cpu_count, tsc_deadline)
+            case 0x0000_0004 | 0x8000_001D:
+                leaf = _caches(leaf, cpu_count)
+            case 0x0000_000A | 0x8000_0022:
+                # Performance monitoring: without a PMU of its own a guest's watchdog would fault.
+                leaf = leaf._replace(eax=0, ebx=0, ecx=0, edx=0)
+            case 0x0000_000B | 0x0000_001F:
+                continue  # the host's topology; the guest's follows below
+            case 0x8000_0001:
+                leaf = _extended_features(leaf, cpu_count)
+            case 0x8000_0008:
+                width = _apic_id_bits(cpu_count)
+                leaf = leaf._replace(ecx=width << 12 | (cpu_count - 1))
+            case 0x8000_001E:
+                leaf = leaf._replace(eax=apic_id, ebx=apic_id & 0xFF, ecx=0)
+        leaves.append(leaf)
+    highest = max((leaf.eax for leaf in leaves if leaf.function == 0), default=0)
+    for function in (0x0000_000B, 0x0000_001F):
+        if function <= highest:
+            leaves += _topology(function, apic_id, cpu_count)
+    return leaves
+
+
+def _apic_id_bits(cpu_count: int) -> int:
+    """How many bits of the APIC id tell the package's cores apart."""
+    return (cpu_count - 1).bit_length()
+
+
+def _features(leaf: Leaf, apic_id: int, cpu_count: int, tsc_deadline: bool) -> Leaf:
+    # EBX: 31:24 initial APIC id, 23:16 logical processors, 15:8 CLFLUSH line, 7:0 brand.
+    ebx = leaf.ebx & 0xFFFF | (cpu_count & 0xFF) << 16 | (apic_id & 0xFF) << 24
+    ecx = (leaf.ecx | ECX_HYPERVISOR) & ~(ECX_TSC_DEADLINE | ECX_MONITOR)
+    if tsc_deadline:
+        ecx |= ECX_TSC_DEADLINE
+    edx = leaf.edx | EDX_HTT if cpu_count > 1 else leaf.edx & ~EDX_HTT
+    return leaf._replace(ebx=ebx, ecx=ecx, edx=edx)
+
+
+def _extended_features(leaf: Leaf, cpu_count: int) -> Leaf:
+    ecx = leaf.ecx & ~(ECX_PERF_CTR_EXT_CORE | ECX_PERF_CTR_EXT_NB | ECX_CMP_LEGACY)
+    if cpu_count > 1:
+        ecx |= ECX_CMP_LEGACY
+    return leaf._replace(ecx=ecx)
+
+
+def _caches(leaf: Leaf, cpu_count: int) -> Leaf:
+    # EAX: 4:0 type (0 ends the list), 7:5 level, 25:14 sharing - 1, 31:26 cores - 1 (leaf 4 only).
+    if leaf.eax & 0x1F == 0:
+        return leaf
+    level = leaf.eax >> 5 & 0x7
+    sharing = cpu_count if level >= 3 else 1
+    eax = leaf.eax & 0x3FFF | (sharing - 1) << 14
+    if leaf.function == 0x0000_0004:
+        eax |= min(cpu_count - 1, 0x3F) << 26
+    return leaf._replace(eax=eax)
+
+
+def _topology(function: int, apic_id: int, cpu_count: int) -> list[Leaf]:
+    # EAX: bits to shift to the next level's id; EBX: logical processors at this level;
+    # ECX: 15:8 level type, 7:0 index; EDX: the x2APIC id, in every sub-leaf.
+    return [
+        Leaf(function, 0, SIGNIFICANT_INDEX, 0, 1, _LEVEL_SMT << 8, apic_id),
+        Leaf(
+            function,
+            1,
+            SIGNIFICANT_INDEX,
+            _apic_id_bits(cpu_count),
+            cpu_count,
+            _LEVEL_CORE << 8 | 1,
+            apic_id,
+        ),
+        Leaf(function, 2, SIGNIFICANT_INDEX, 0, 0, 2, apic_id),
+    ]

@@ -1,0 +1,38 @@
+"""What every boot protocol starts from, and what it comes to.
+
+A protocol is a pure function: ``Handover`` in, ``BootPlan`` out. It touches neither guest memory
+nor KVM, so what it decides can be printed, tested and compared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pyvmm.arch.x86_64.registers import EntryState
+    from pyvmm.boot.memory_map import MemoryMapEntry
+    from pyvmm.loader.load import LoadedKernel, Placement
+
+
+class Handover(NamedTuple):
+    """What the kernel must be told: where it is itself, its memory, command line and initrd."""
+
+    kernel: LoadedKernel
+    memory_map: list[MemoryMapEntry]
+    cmdline: Placement
+    initrd: Placement | None = None
+
+
+class Blob(NamedTuple):
+    """Bytes to put into guest memory before the first instruction."""
+
+    name: str
+    gpa: int
+    data: bytes
+
+
+class BootPlan(NamedTuple):
+    """What a protocol wants in memory, and in the boot processor's registers."""
+
+    blobs: list[Blob]
+    entry: EntryState

@@ -1,0 +1,106 @@
+"""PVH: the x86/HVM direct boot ABI. 32-bit, paging off, EBX at ``hvm_start_info``.
+
+The page at START_INFO_GPA holds the structure, then the module list, then the memory map:
+
+    start_info            56 bytes
+    modlist[1]            32 bytes each: the initrd, if there is one
+    memmap[n]             24 bytes each
+
+A kernel says that it can be entered so, and where, in an ELF note (loader/elf.py).
+
+Specification: xen docs/misc/pvh.pandoc (entry state), xen/include/public/arch-x86/hvm/start_info.h
+(structures, version 1).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvmm.arch.x86_64 import layout, registers
+from pyvmm.boot.handover import Blob, BootPlan
+
+if TYPE_CHECKING:
+    from pyvmm.boot.handover import Handover
+
+START_MAGIC = 0x336E_C578  # XEN_HVM_START_MAGIC_VALUE
+VERSION_WITH_MEMORY_MAP = 1
+
+
+class StartInfo(NamedTuple):
+    """``struct hvm_start_info``. An address of 0 means "not there"."""
+
+    FORMAT = struct.Struct("<IIIIQQQQII")
+
+    magic: int
+    version: int
+    flags: int
+    nr_modules: int
+    modlist_paddr: int
+    cmdline_paddr: int
+    rsdp_paddr: int
+    memmap_paddr: int
+    memmap_entries: int
+    reserved: int = 0
+
+    def pack(self) -> bytes:
+        """Its bytes in guest memory."""
+        return self.FORMAT.pack(*self)
+
+
+class ModlistEntry(NamedTuple):
+    """``struct hvm_modlist_entry``: one module; the first is the initrd."""
+
+    FORMAT = struct.Struct("<QQQQ")
+
+    paddr: int
+    size: int
+    cmdline_paddr: int = 0
+    reserved: int = 0
+
+    def pack(self) -> bytes:
+        """Its bytes in guest memory."""
+        return self.FORMAT.pack(*self)
+
+
+class MemmapTableEntry(NamedTuple):
+    """``struct hvm_memmap_table_entry``: the types are those of e820."""
+
+    FORMAT = struct.Struct("<QQII")
+
+    addr: int
+    size: int
+    type: int
+    reserved: int = 0
+
+    def pack(self) -> bytes:
+        """Its bytes in guest memory."""
+        return self.FORMAT.pack(*self)
+
+
+def plan(handover: Handover, entry_gpa: int) -> BootPlan:
+    """Enter at ``entry_gpa`` in 32-bit protected mode with ``start_info`` filled in."""
+    modules = []
+    if handover.initrd is not None:
+        modules.append(ModlistEntry(handover.initrd.base_gpa, handover.initrd.size_bytes))
+    memmap = [MemmapTableEntry(*entry) for entry in handover.memory_map]
+
+    modlist_gpa = layout.START_INFO_GPA + StartInfo.FORMAT.size
+    memmap_gpa = modlist_gpa + len(modules) * ModlistEntry.FORMAT.size
+    start_info = StartInfo(
+        magic=START_MAGIC,
+        version=VERSION_WITH_MEMORY_MAP,
+        flags=0,
+        nr_modules=len(modules),
+        modlist_paddr=modlist_gpa if modules else 0,
+        cmdline_paddr=handover.cmdline.base_gpa,
+        rsdp_paddr=0,
+        memmap_paddr=memmap_gpa,
+        memmap_entries=len(memmap),
+    )
+    page = b"".join(part.pack() for part in (start_info, *modules, *memmap))
+    entry = registers.protected_mode(entry_gpa, rbx=layout.START_INFO_GPA)
+    return BootPlan(
+        [Blob("GDT", layout.GDT_GPA, entry.gdt), Blob("start_info", layout.START_INFO_GPA, page)],
+        entry,
+    )

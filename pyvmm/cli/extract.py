@@ -1,0 +1,42 @@
+"""``pyvmm extract``: the vmlinux out of a bzImage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pyvmm.errors import HostError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+HELP = "write the decompressed vmlinux of a bzImage to a file"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument("kernel", metavar="KERNEL", help="a bzImage, or a name such as debian:6.12")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="where to write it")
+
+
+def run(args: Namespace) -> int:
+    """Extract, and say what was written."""
+    from pyvmm.fetch import resolve_kernel
+    from pyvmm.loader.image import KernelImage
+    from pyvmm.loader.load import extract_vmlinux
+
+    with KernelImage.open(resolve_kernel(args.kernel)) as image:
+        vmlinux = extract_vmlinux(image)
+        # Beside its destination first: a full disk must not leave half a kernel, or cost an old one.
+        partial = f"{args.output}.{os.getpid()}.partial"
+        try:
+            with open(partial, "xb") as file:
+                file.write(vmlinux)
+            os.replace(partial, args.output)
+        except OSError as error:
+            if os.path.exists(partial):
+                os.unlink(partial)
+            raise HostError(f"cannot write {args.output}: {error.strerror}") from error
+    print(f"{args.output}: {len(vmlinux)} bytes", file=sys.stderr)
+    return 0

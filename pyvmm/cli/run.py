@@ -1,0 +1,174 @@
+"""``pyvmm run``: boot a kernel; its serial console is this terminal."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pyvmm.config import DEFAULT_CMDLINE, DEFAULT_MEMORY_BYTES, MachineConfig
+from pyvmm.errors import ConfigError
+from pyvmm.outcome import Outcome, RunResult
+from pyvmm.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from pyvmm.machine import Machine
+
+HELP = "boot a kernel, its serial console on this terminal"
+
+_EPILOG = """\
+in the terminal: Ctrl-A x ends the run, Ctrl-A c sends Ctrl-A, Ctrl-A h lists the keys
+
+exit status: 0 the guest powered off or reset itself; N it exited with N (debug exit port);
+4 halted for good; 5 triple fault; 6 an instruction KVM cannot emulate; 7 another failure in KVM;
+124 timeout; 128+N ended by signal N; 1 this machine cannot; 2 a mistake in what was given
+
+examples:
+  pyvmm run                                      the embedded kernel
+  pyvmm run --kernel debian --initrd initramfs   Debian's cloud kernel, fetched once
+  pyvmm run --kernel bzImage --cmdline "console=ttyS0" --mem 1G --timeout 60
+"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.epilog = _EPILOG
+    add = parser.add_argument
+    add("--kernel", metavar="FILE|NAME",
+        help="vmlinux or bzImage, or a name from `pyvmm fetch --list`; default: the embedded one")
+    add("--cmdline", default=DEFAULT_CMDLINE, metavar="TEXT",
+        help="the kernel's command line (default: %(default)s)")
+    add("--initrd", metavar="FILE", help="initramfs or initrd, such as `pyvmm initramfs` makes")
+    add("--mem", metavar="SIZE", default=format_size(DEFAULT_MEMORY_BYTES).replace(" MiB", "M"),
+        help="guest memory: 512M, 5G (default: %(default)s)")
+    add("--cpus", metavar="N", type=_whole_number, default=1,
+        help="processors (this version: 1)")
+    add("--protocol", choices=("auto", "pvh", "linux64", "linux32"), default="auto",
+        help="how the kernel is entered (default: PVH where it can be, else 64-bit)")
+    add("--decompress", choices=("host", "guest"),
+        help="who decompresses a bzImage (default: the host, except for linux32)")
+    add("--timeout", metavar="SECONDS", type=_seconds,
+        help="end the run after so long, with status 124")
+    add("--backing", choices=("anonymous", "memfd"), default="anonymous",
+        help="what guest memory is made of")
+    add("--huge-pages", choices=("transparent", "never", "hugetlb"), default="transparent",
+        help="the host's pages behind guest memory")
+    add("-v", "--verbose", action="store_true",
+        help="tell what was placed where, and how the guest is entered")  # fmt: skip
+
+
+def run(args: Namespace) -> int:
+    """Boot, connect the terminal, wait for the end, and say how it ended."""
+    config = _config(args)
+
+    from pyvmm.machine import Machine
+    from pyvmm.terminal import ConsoleReader, ConsoleWriter, RawTerminal
+
+    writer = ConsoleWriter(1)
+    with Machine(config, writer.write) as machine:
+        if args.verbose:
+            _describe(machine)
+        with _ended_by_signals(machine), RawTerminal(0):
+            reader = ConsoleReader(0, machine.serial, on_leave=lambda: machine.stop(_LEFT))
+            reader.start()
+            try:
+                result = machine.run(timeout_s=args.timeout)
+            finally:
+                reader.close()
+                writer.close()
+        if args.verbose:
+            _message(f"{machine.exits} exits to userspace")
+    if result.report:
+        _message(result.report)
+    _message(f"pyvmm: {result.summary}")
+    return result.exit_status
+
+
+_LEFT = RunResult(Outcome.STOPPED, "ended from the terminal")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def _config(args: Namespace) -> MachineConfig:
+    from pyvmm.boot import Protocol
+    from pyvmm.loader.load import Decompress
+    from pyvmm.memory import Backing, HugePages
+
+    return MachineConfig(
+        kernel=_kernel_path(args.kernel),
+        cmdline=args.cmdline,
+        initrd=args.initrd,
+        memory_bytes=parse_size(args.mem),
+        cpus=args.cpus,
+        protocol=Protocol(args.protocol),
+        decompress=Decompress(args.decompress) if args.decompress else None,
+        backing=Backing(args.backing),
+        huge_pages=HugePages(args.huge_pages),
+    )
+
+
+def _kernel_path(kernel: str | None) -> str:
+    """The file to boot. Without --kernel it is the kernel that was built with pyvmm."""
+    if kernel is None:
+        from pyvmm import embedded
+
+        return embedded.path("kernel.elf")
+    if "/" in kernel:
+        return kernel
+    from pyvmm.fetch import resolve_kernel
+
+    return resolve_kernel(kernel)
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a number of CPUs; expected 1") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:  # also refuses NaN
+        raise ConfigError(f"{text!r} is not a time-out; expected seconds above 0, such as 60")
+    return seconds
+
+
+@contextmanager
+def _ended_by_signals(machine: Machine) -> Iterator[None]:
+    """While inside, a signal that would end this process ends the run instead, and tidily."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        machine.stop(RunResult(Outcome.SIGNAL, f"ended by {name}", number))
+
+    previous = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _describe(machine: Machine) -> None:
+    """What lies where in the guest, and how it is entered."""
+    _message(f"pyvmm: {machine.config.kernel}: {machine.kernel.format.value}, "
+             f"entered by {machine.protocol.value} at {machine.entry_gpa:#x}")  # fmt: skip
+    for name, gpa, size_bytes in machine.placements():
+        _message(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
+
+
+def _message(text: str) -> None:
+    """A line to the user. A closed standard error is no reason to fail."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,83 @@
+"""What a machine is to be: one frozen value, checked before anything is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyvmm.arch.x86_64 import layout
+from pyvmm.boot import Protocol
+from pyvmm.errors import ConfigError
+from pyvmm.loader.load import Decompress
+from pyvmm.memory import Backing, HugePages
+from pyvmm.units import PAGE_SIZE, MiB, format_size
+
+DEFAULT_MEMORY_BYTES = 512 * MiB
+MINIMUM_MEMORY_BYTES = 2 * MiB
+DEFAULT_CMDLINE = "console=ttyS0 reboot=k panic=-1"
+"""The console on the serial port, resets by the keyboard controller, a panic ends the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """A machine to be built.
+
+    Raises ConfigError, saying what is wrong, if the values do not make a machine.
+    """
+
+    kernel: str
+    """Path of a vmlinux or bzImage."""
+    cmdline: str = DEFAULT_CMDLINE
+    initrd: str | None = None
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    cpus: int = 1
+    protocol: Protocol = Protocol.AUTO
+    decompress: Decompress | None = None
+    """None: on the host, unless the protocol is one that only the bzImage's own code offers."""
+    backing: Backing = Backing.ANONYMOUS
+    huge_pages: HugePages = HugePages.TRANSPARENT
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1:
+            raise ConfigError(f"a machine with {self.cpus} CPUs was asked for; expected 1")
+        if self.cpus > 1:
+            raise ConfigError(
+                f"a machine with {self.cpus} CPUs was asked for; this version of pyvmm runs "
+                "guests on one CPU only, more are to come; leave --cpus out"
+            )
+        if self.memory_bytes < MINIMUM_MEMORY_BYTES:
+            raise ConfigError(
+                f"{format_size(self.memory_bytes)} of memory was asked for; "
+                f"expected at least {format_size(MINIMUM_MEMORY_BYTES)} (--mem 512M is the default)"
+            )
+        if self.memory_bytes % PAGE_SIZE:
+            raise ConfigError(
+                f"{self.memory_bytes} bytes of memory were asked for; "
+                f"expected a multiple of the page size, {PAGE_SIZE}"
+            )
+        if self.memory_bytes > MAXIMUM_MEMORY_BYTES:
+            raise ConfigError(
+                f"{format_size(self.memory_bytes)} of memory was asked for; "
+                f"expected at most {format_size(MAXIMUM_MEMORY_BYTES)}"
+            )
+        if self.protocol is Protocol.LINUX32 and self.decompress is Decompress.HOST:
+            raise ConfigError(
+                "--protocol linux32 enters a bzImage's own decompressor; "
+                "it cannot go with --decompress host"
+            )
+        if self.protocol is Protocol.PVH and self.decompress is Decompress.GUEST:
+            raise ConfigError(
+                "--protocol pvh enters the vmlinux inside a bzImage; "
+                "it cannot go with --decompress guest"
+            )
+
+    @property
+    def decompress_where(self) -> Decompress:
+        """Who decompresses a bzImage."""
+        if self.decompress is not None:
+            return self.decompress
+        return Decompress.GUEST if self.protocol is Protocol.LINUX32 else Decompress.HOST
+
+
+# 46 bits: the least physical address width among processors with hardware virtualization and
+# more than the page tables of a 64-bit Linux need. RAM above the gap moves its end up by the gap.
+MAXIMUM_MEMORY_BYTES = (1 << 46) - (layout.GAP_END - layout.GAP_BASE)

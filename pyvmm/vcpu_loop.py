@@ -1,0 +1,212 @@
+"""The run loop of one vCPU: KVM_RUN, then whatever the guest wants of us, and again.
+
+The guest runs inside the KVM_RUN ioctl until it does something that KVM leaves to us: mostly a
+port or memory access that belongs to a device. The loop looks at ``kvm_run``, hands the access
+to a bus, and runs on; the device's answer is picked up by the next KVM_RUN.
+
+Two things besides exits are taken care of here:
+
+*Coalesced writes.* Writes to some registers (the UART's transmit register) do not exit at all:
+KVM puts them into a ring, to be seen at the next exit. They happened before it, so the ring is
+drained first.
+
+*Kicks.* Another thread that wants something of this vCPU says what in ``end`` (or wants just a
+look at the state), then kicks: it sets ``immediate_exit`` and sends a signal. Whether the vCPU
+was in KVM_RUN or about to enter it, KVM_RUN returns at once; ``immediate_exit`` is cleared
+*before* the reason is looked for, so that a kick that comes later is not lost.
+
+The loop is flat and works on plain ints, since everything here is paid for by every exit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvm_bindings import ExitReason, KvmError, constants
+from pyvmm.arch.x86_64.registers import RFLAGS_IF
+from pyvmm.outcome import Outcome, RunEnded, RunResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvm_bindings import Vcpu
+    from kvm_bindings.exits import InternalError, VcpuExit
+    from pyvmm.devices.bus import MmioBus, PortBus
+
+_EXIT_IO = ExitReason.IO
+_EXIT_MMIO = ExitReason.MMIO
+_EXIT_INTR = ExitReason.INTR
+_IO_OUT = constants.KVM_EXIT_IO_OUT
+_PIO_DATA_OFFSET = constants.KVM_PIO_PAGE_OFFSET * 4096
+_MP_STATE_HALTED = constants.KVM_MP_STATE_HALTED
+_LONGEST_INSTRUCTION_BYTES = 15  # SDM 2A 2.3.11
+
+
+class VcpuLoop:
+    """Runs ``vcpu`` until something ends the run. ``run`` belongs to one thread."""
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        ports: PortBus,
+        mmio: MmioBus,
+        read_memory: Callable[[int, int], bytes],
+    ) -> None:
+        self.vcpu = vcpu
+        self.exits = 0
+        """How often KVM_RUN has returned; others may read it to see whether the guest moves."""
+        self.end: RunResult | None = None
+        """Set by another thread, before it kicks, to end the run with this result."""
+        self._ports = ports
+        self._mmio = mmio
+        self._read_memory = read_memory
+
+    def run(self) -> RunResult:
+        """Run the guest until the run ends, and say how it ended."""
+        try:
+            return self._run()
+        except RunEnded as ended:
+            return ended.result
+        except KvmError as error:
+            return RunResult(Outcome.KVM_FAILURE, f"KVM could not run the guest: {error}")
+
+    def _run(self) -> RunResult:
+        vcpu = self.vcpu
+        run_once = vcpu.run
+        io = vcpu.io
+        read_port, write_port = self._ports.read, self._ports.write
+        # The data of a port access lies at the start of a page, whatever its size.
+        data_bytes = vcpu.buffer[_PIO_DATA_OFFSET : _PIO_DATA_OFFSET + 4]
+        byte, word, dword = data_bytes.cast("B"), data_bytes.cast("H"), data_bytes.cast("I")
+        while True:
+            reason = run_once()
+            self.exits += 1
+            if vcpu.coalesced_pending:
+                self._drain_coalesced()
+            if reason == _EXIT_IO:
+                size = io.size
+                if io.count != 1:
+                    self._string_io()
+                elif io.direction == _IO_OUT:
+                    value = byte[0] if size == 1 else word[0] if size == 2 else dword[0]
+                    write_port(io.port, size, value)
+                elif size == 1:
+                    byte[0] = read_port(io.port, 1)
+                elif size == 2:
+                    word[0] = read_port(io.port, 2)
+                else:
+                    dword[0] = read_port(io.port, 4)
+            elif reason == _EXIT_MMIO:
+                self._mmio_access()
+            elif reason == _EXIT_INTR:
+                vcpu.immediate_exit = 0
+                if self.end is not None:
+                    return self.end
+                if self._is_halted_for_good():
+                    return RunResult(
+                        Outcome.HALTED,
+                        f"the guest halted for good: HLT at {vcpu.get_regs().rip:#x} "
+                        "with interrupts off",
+                        report=self._registers(),
+                    )
+            else:
+                result = self._other_exit(vcpu.decode())
+                if result is not None:
+                    return result
+
+    def _drain_coalesced(self) -> None:
+        while (run := self.vcpu.take_coalesced()) is not None:
+            address, size, is_pio, data = run
+            if is_pio:
+                self._ports.write_string(address, size, data)
+            else:
+                for start in range(0, len(data), size):
+                    value = int.from_bytes(data[start : start + size], "little")
+                    self._mmio.write(address, size, value)
+
+    def _string_io(self) -> None:
+        """REP INS or REP OUTS: ``count`` accesses to one port in one exit."""
+        io = self.vcpu.io
+        data = self.vcpu.io_data()
+        if io.direction == _IO_OUT:
+            self._ports.write_string(io.port, io.size, bytes(data))
+        else:
+            data[:] = self._ports.read_string(io.port, io.size, io.count)
+
+    def _mmio_access(self) -> None:
+        access = self.vcpu.mmio
+        size = access.len
+        if access.is_write:
+            value = int.from_bytes(bytes(access.data[0:size]), "little")
+            self._mmio.write(access.phys_addr, size, value)
+        else:
+            value = self._mmio.read(access.phys_addr, size)
+            self.vcpu.complete_mmio_read(value.to_bytes(size, "little"))
+
+    def _is_halted_for_good(self) -> bool:
+        """Whether the vCPU waits in HLT with interrupts off.
+
+        With the in-kernel irqchip HLT does not exit: KVM just waits for an interrupt. Nothing in
+        this machine sends an NMI, so one that cannot take an interrupt waits for ever.
+        """
+        if self.vcpu.get_mp_state() != _MP_STATE_HALTED:
+            return False
+        return not self.vcpu.get_regs().rflags & RFLAGS_IF
+
+    def _other_exit(self, reason: VcpuExit) -> RunResult | None:
+        """What a rare exit means for the run; None to go on."""
+        from kvm_bindings import exits
+
+        match reason:
+            case exits.Shutdown():
+                return RunResult(
+                    Outcome.TRIPLE_FAULT,
+                    f"the guest triple-faulted near {self.vcpu.get_regs().rip:#x}",
+                    report=self._registers(),
+                )
+            case exits.InternalError() if reason.is_emulation_failure:
+                return self._emulation_failure(reason)
+            case exits.SystemEvent() if reason.is_reset:
+                return RunResult(Outcome.RESET, "the guest reset itself")
+            case exits.SystemEvent() if reason.is_shutdown:
+                return RunResult(Outcome.POWERED_OFF, "the guest powered itself off")
+            case exits.Hlt() | exits.IrqWindowOpen() | exits.SetTpr() | exits.TprAccess():
+                return None  # only without an in-kernel irqchip; nothing to do for them
+            case _:
+                return RunResult(
+                    Outcome.KVM_FAILURE,
+                    f"KVM stopped the guest in a way that pyvmm has no answer to: {reason}",
+                    report=self._registers(),
+                )
+
+    def _emulation_failure(self, failure: InternalError) -> RunResult:
+        from pyvmm.debug.registers import cpu_mode
+
+        regs, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()
+        instruction = failure.instruction_bytes or self._bytes_at(regs.rip + sregs.cs.base)
+        shown = instruction.hex(" ") if instruction else "bytes not readable"
+        return RunResult(
+            Outcome.EMULATION_FAILURE,
+            f"KVM could not emulate the instruction at {regs.rip:#x} ({cpu_mode(sregs)}): {shown}",
+            report=self._registers(),
+        )
+
+    def _bytes_at(self, gva: int) -> bytes:
+        """The bytes of an instruction, as far as they can be read; they may end at a page."""
+        collected = b""
+        while len(collected) < _LONGEST_INSTRUCTION_BYTES:
+            address = gva + len(collected)
+            translation = self.vcpu.translate(address)
+            size_bytes = min(_LONGEST_INSTRUCTION_BYTES - len(collected), 0x1000 - address % 0x1000)
+            if not translation.valid:
+                break
+            try:
+                collected += self._read_memory(translation.physical_address, size_bytes)
+            except LookupError:
+                break
+        return collected
+
+    def _registers(self) -> str:
+        from pyvmm.debug.registers import format_registers
+
+        return format_registers(self.vcpu.get_regs(), self.vcpu.get_sregs())

@@ -1,0 +1,88 @@
+"""Putting the values that ``boot`` and ``arch`` decided on into a vCPU.
+
+The order matters: CPUID first, since it says which MSRs and which state exist; then MSRs, FPU and
+local APIC; the registers of the entry last.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvm_bindings import Cap, CpuidEntry, view
+from pyvmm.arch.x86_64 import cpuid, lapic, msrs
+from pyvmm.errors import HostError
+
+if TYPE_CHECKING:
+    from kvm_bindings import Kvm, Vcpu
+    from kvm_bindings.structs import kvm_segment
+    from pyvmm.arch.x86_64.gdt import Segment
+    from pyvmm.arch.x86_64.registers import EntryState
+
+# What FNINIT and a reset of the SSE unit leave (SDM 1 8.1.5 and 11.6.4).
+_FCW_INITIAL = 0x37F
+_MXCSR_INITIAL = 0x1F80
+
+
+def guest_cpuid(kvm: Kvm, *, apic_id: int, cpu_count: int) -> list[CpuidEntry]:
+    """The CPUID leaves that the vCPU ``apic_id`` shall see on this host."""
+    leaves = cpuid.guest_leaves(
+        kvm.get_supported_cpuid(),
+        apic_id=apic_id,
+        cpu_count=cpu_count,
+        tsc_deadline=bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER)),
+    )
+    return [CpuidEntry(*leaf) for leaf in leaves]
+
+
+def set_up_vcpu(vcpu: Vcpu, leaves: list[CpuidEntry], entry: EntryState) -> None:
+    """Make a fresh vCPU ready to run from ``entry``.
+
+    Raises HostError if KVM does not take an MSR that kernels rely on.
+    """
+    vcpu.set_cpuid2(leaves)
+    accepted = vcpu.set_msrs(msrs.BOOT_MSRS)
+    if accepted < len(msrs.BOOT_MSRS):
+        refused = list(msrs.BOOT_MSRS)[accepted]
+        raise HostError(
+            f"KVM did not let MSR {refused:#x} be set to {msrs.BOOT_MSRS[refused]:#x}, "
+            "which kernels rely on; `pyvmm doctor` tells more of this host"
+        )
+    fpu = vcpu.get_fpu()
+    fpu.fcw = _FCW_INITIAL
+    fpu.mxcsr = _MXCSR_INITIAL
+    vcpu.set_fpu(fpu)
+    wire_lapic(vcpu)
+    set_entry(vcpu, entry)
+
+
+def wire_lapic(vcpu: Vcpu) -> None:
+    """Connect the local APIC's LINT pins as PC firmware does."""
+    state = vcpu.get_lapic()
+    lapic.wire_local_interrupts(view(state))
+    vcpu.set_lapic(state)
+
+
+def set_entry(vcpu: Vcpu, entry: EntryState) -> None:
+    """Set general, segment and control registers to ``entry``; the rest of them to zero."""
+    sregs = vcpu.get_sregs()
+    _set_segment(sregs.cs, entry.code)
+    for register in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
+        _set_segment(register, entry.data)
+    _set_segment(sregs.tr, entry.task)
+    sregs.gdt.base, sregs.gdt.limit = entry.gdt_gpa, len(entry.gdt) - 1
+    sregs.idt.base, sregs.idt.limit = 0, 0
+    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = entry.cr0, entry.cr3, entry.cr4, entry.efer
+    vcpu.set_sregs(sregs)
+
+    regs = vcpu.get_regs()
+    for name in ("rax", "rcx", "rdx", "rdi", "rbp", *(f"r{n}" for n in range(8, 16))):
+        setattr(regs, name, 0)
+    regs.rip, regs.rsp, regs.rflags = entry.rip, entry.rsp, entry.rflags
+    regs.rbx, regs.rsi = entry.rbx, entry.rsi
+    vcpu.set_regs(regs)
+
+
+def _set_segment(register: kvm_segment, segment: Segment) -> None:
+    for field, value in segment._asdict().items():
+        setattr(register, field, value)
+    register.unusable = 0
