@@ -1,0 +1,13 @@
+"""Kernel image bytes -> guest memory: one module for each format.
+
+    image.py       what is this file? Told by its content, explained if it is not a kernel
+    load.py        the way in: load_kernel() places a kernel and says how it can be entered
+    elf.py         vmlinux: ELF64, its loadable segments and its PVH note
+    bzimage.py     bzImage: the setup header, and the rules that it states
+    decompress.py  the seven compressions that a bzImage's payload comes in
+    initrd.py      the initial RAM disk, as high as the kernel allows
+    cmdline.py     the command line
+    files.py       opening what the user named
+
+An image is hostile until shown otherwise: any bytes give a LoadedKernel or a KernelImageError.
+"""

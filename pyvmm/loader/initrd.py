@@ -1,0 +1,76 @@
+"""The initrd: a file placed whole in guest memory, as high as the kernel allows.
+
+It lies between the end of what the kernel touches early and initrd_addr_max, page-aligned, in one
+run of RAM. The kernel frees it page by page when it has been unpacked.
+
+Specification: Documentation/arch/x86/boot.rst, initrd_addr_max and ramdisk_image.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyvmm.errors import GuestMemoryError, InitrdError
+from pyvmm.loader.files import open_regular
+from pyvmm.loader.load import Placement
+from pyvmm.units import PAGE_SIZE, align_down, align_up, format_size
+
+if TYPE_CHECKING:
+    from pyvmm.loader.load import LoadedKernel
+    from pyvmm.memory import GuestMemory
+
+# What every x86-64 bzImage states (arch/x86/boot/header.S); a vmlinux has no header to say so.
+INITRD_ADDR_MAX_WITHOUT_HEADER = 0x7FFF_FFFF
+
+
+def place_initrd(
+    source: str | bytes | None, memory: GuestMemory, kernel: LoadedKernel
+) -> Placement | None:
+    """Place the initrd: the file with the path ``source``, or the bytes ``source``.
+
+    Returns None if there is none, or it is empty: the kernel then gets none.
+
+    Raises InitrdError if the file cannot be read, or does not fit.
+    """
+    if source is None:
+        return None
+    if isinstance(source, bytes):
+        placement = _find_place(len(source), memory, kernel)
+        if placement is not None:
+            memory.write(placement.base_gpa, source)
+        return placement
+    fd, size_bytes = open_regular(source, "an initrd", InitrdError)
+    try:
+        placement = _find_place(size_bytes, memory, kernel)
+        if placement is not None:
+            memory.read_file(placement.base_gpa, fd, 0, size_bytes)
+    except (InitrdError, GuestMemoryError, OSError) as error:
+        raise InitrdError(f"{source}: {error}") from error
+    finally:
+        os.close(fd)
+    return placement
+
+
+def _find_place(size_bytes: int, memory: GuestMemory, kernel: LoadedKernel) -> Placement | None:
+    if size_bytes == 0:
+        return None
+    header = kernel.setup_header
+    addr_max = header.initrd_addr_max if header else INITRD_ADDR_MAX_WITHOUT_HEADER
+    lowest_gpa = align_up(kernel.end_gpa, PAGE_SIZE)
+    largest_bytes = 0
+    for region in reversed(memory.regions):
+        end_gpa = min(region.end_gpa, addr_max + 1)
+        lowest_here_gpa = max(region.base_gpa, lowest_gpa)
+        base_gpa = align_down(end_gpa - size_bytes, PAGE_SIZE)
+        if base_gpa >= lowest_here_gpa:
+            return Placement("initrd", base_gpa, size_bytes)
+        largest_bytes = max(largest_bytes, end_gpa - lowest_here_gpa)
+    remedy = "give the guest more memory with --mem"
+    if memory.end_gpa > addr_max:
+        remedy = "more memory would not help; use a smaller initrd"
+    raise InitrdError(
+        f"the initrd has {size_bytes} bytes; between the kernel's end at {kernel.end_gpa:#x} and "
+        f"the highest address that the kernel allows, {addr_max:#x}, there are at most "
+        f"{largest_bytes} bytes in {format_size(memory.size_bytes)} of guest memory; {remedy}"
+    )

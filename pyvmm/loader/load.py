@@ -1,0 +1,214 @@
+"""Placing a kernel: from an image to guest memory, and how it can be entered there.
+
+Three ways:
+
+    ELF                 each PT_LOAD to its p_paddr
+    bzImage, on HOST    the payload is decompressed by us, and the ELF in it placed likewise
+    bzImage, in GUEST   the protected-mode kernel is placed as it is and decompresses itself
+
+On the host is faster everywhere. In the guest is what a real machine does, and the only way for
+32-bit kernels and for compressions whose library is not installed.
+
+The entries differ. A vmlinux has the 64-bit one (e_entry) and perhaps PVH's. It has no 32-bit
+Linux entry: the step from 32 to 64 bits is made by the decompressor, at the start of a bzImage's
+protected-mode kernel, so that entry exists only in GUEST. There, in turn, PVH's note is still
+compressed.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvmm.arch.x86_64 import layout
+from pyvmm.errors import GuestMemoryError, KernelImageError
+from pyvmm.loader import elf
+from pyvmm.loader.image import ImageFormat, KernelImage, detect_bytes
+from pyvmm.units import GiB, MiB, align_up, format_size
+
+if TYPE_CHECKING:
+    from pyvmm.loader.bzimage import BzImage, SetupHeader
+    from pyvmm.memory import GuestMemory
+
+MAX_VMLINUX_BYTES = 1 * GiB
+"""More than any kernel. The size that a damaged bzImage tells of may be 4 GiB."""
+
+
+class Decompress(Enum):
+    """Who decompresses a bzImage."""
+
+    HOST = "host"
+    GUEST = "guest"
+
+
+class Placement(NamedTuple):
+    """Something that lies in guest memory: what, where, and how long it is."""
+
+    name: str
+    base_gpa: int
+    size_bytes: int
+
+    @property
+    def end_gpa(self) -> int:
+        """The address after its last byte."""
+        return self.base_gpa + self.size_bytes
+
+
+class LoadedKernel(NamedTuple):
+    """A kernel in guest memory. An entry is None if the kernel does not have it."""
+
+    format: ImageFormat
+    linux64_entry_gpa: int | None
+    linux32_entry_gpa: int | None
+    pvh_entry_gpa: int | None
+    pvh_problem: str | None
+    """What is wrong with the PVH note, if there is one that cannot be used."""
+    setup_header: SetupHeader | None
+    """The bzImage's, even if its payload was decompressed here; a vmlinux has none."""
+    placements: tuple[Placement, ...]
+    start_gpa: int
+    end_gpa: int
+    """The end of all that the kernel touches before it knows its memory map: its BSS, and if it
+    decompresses itself the room for that. Nothing else may lie between ``start_gpa`` and here."""
+
+
+def load_kernel(
+    image: KernelImage, memory: GuestMemory, *, decompress: Decompress = Decompress.HOST
+) -> LoadedKernel:
+    """Place the kernel in ``image`` in ``memory``.
+
+    Raises KernelImageError, with the image's name in front, if it cannot be loaded; ``memory``
+    may have been written to then. Raises HostError if there is no memory to decompress it in.
+    """
+    try:
+        if detect_bytes(image.data) is ImageFormat.ELF:
+            return _place_elf(image.data, image.fd, memory, ImageFormat.ELF, None)
+        bz = _parse_bzimage(image)
+        if decompress is Decompress.GUEST:
+            return _place_bzimage(bz, image, memory)
+        limit_bytes = min(memory.size_bytes, MAX_VMLINUX_BYTES)
+        vmlinux = _decompress_payload(bz, image, limit_bytes)
+        return _place_elf(vmlinux, None, memory, ImageFormat.BZIMAGE, bz.header)
+    except (KernelImageError, GuestMemoryError, OSError) as error:
+        # Ranges are checked before anything is written: the last two mean that the file could not
+        # be read, or shrank meanwhile.
+        raise KernelImageError(f"{image.name}: {error}") from error
+
+
+def extract_vmlinux(image: KernelImage) -> memoryview:
+    """The ELF in ``image``: the image itself, or a bzImage's payload decompressed.
+
+    Behind the ELF of a relocatable kernel the build has put its relocations; they stay.
+
+    Raises KernelImageError, with the image's name in front, if there is none.
+    """
+    try:
+        if detect_bytes(image.data) is ImageFormat.ELF:
+            return image.data
+        return _decompress_payload(_parse_bzimage(image), image, MAX_VMLINUX_BYTES)
+    except KernelImageError as error:
+        raise KernelImageError(f"{image.name}: {error}") from error
+
+
+def _parse_bzimage(image: KernelImage) -> BzImage:
+    from pyvmm.loader import bzimage  # a vmlinux starts 2 ms sooner without
+
+    return bzimage.parse(image.data)
+
+
+def _decompress_payload(bz: BzImage, image: KernelImage, limit_bytes: int) -> memoryview:
+    from pyvmm.loader.decompress import decompress
+
+    vmlinux = decompress(bz.payload(image.data), limit_bytes)
+    if vmlinux[: len(elf.ELFMAG)] != elf.ELFMAG:
+        raise KernelImageError(
+            "its payload decompressed to something that begins with the bytes "
+            f"{bytes(vmlinux[:4]).hex(' ')}; expected ELF (7f 45 4c 46); the image is damaged"
+        )
+    return vmlinux
+
+
+def _place_elf(
+    data: memoryview,
+    fd: int | None,
+    memory: GuestMemory,
+    image_format: ImageFormat,
+    setup_header: SetupHeader | None,
+) -> LoadedKernel:
+    """Place the ELF in ``data``, which is the contents of ``fd`` if that is not None."""
+    kernel = elf.parse(data)
+    for segment in kernel.segments:
+        _require_ram(memory, segment.p_paddr, segment.p_memsz, "a segment")
+    placements = []
+    for segment in kernel.segments:
+        _write(memory, segment.p_paddr, data, fd, segment.p_offset, segment.p_filesz)
+        # Memory may have been used before. It costs little: in Linux's own vmlinux the BSS is in
+        # the file, as zeros.
+        memory.fill_zero(segment.p_paddr + segment.p_filesz, segment.p_memsz - segment.p_filesz)
+        name = f"kernel {segment.rights}"
+        placements.append(Placement(name, segment.p_paddr, segment.p_memsz))
+    return LoadedKernel(
+        format=image_format,
+        linux64_entry_gpa=kernel.entry_gpa,
+        linux32_entry_gpa=None,
+        pvh_entry_gpa=kernel.pvh_entry_gpa,
+        pvh_problem=kernel.pvh_problem,
+        setup_header=setup_header,
+        placements=tuple(placements),
+        start_gpa=placements[0].base_gpa,
+        end_gpa=placements[-1].end_gpa,
+    )
+
+
+def _place_bzimage(bz: BzImage, image: KernelImage, memory: GuestMemory) -> LoadedKernel:
+    """Place the protected-mode kernel of ``image``, with room to decompress itself."""
+    header = bz.header
+    load_gpa = bz.load_gpa()
+    runtime_start_gpa = bz.runtime_start_gpa(load_gpa)
+    start_gpa = min(load_gpa, runtime_start_gpa)
+    end_gpa = max(load_gpa + bz.kernel_bytes, runtime_start_gpa + header.init_size)
+    if start_gpa < layout.HIMEM_GPA or load_gpa + bz.kernel_bytes > layout.GAP_END:
+        raise KernelImageError(
+            f"wants to be at {load_gpa:#x} and to run at {runtime_start_gpa:#x} (code32_start, "
+            f"pref_address); expected {layout.HIMEM_GPA:#x} or above, and below 4 GiB; "
+            "the image is damaged"
+        )
+    _require_ram(memory, start_gpa, end_gpa - start_gpa, "room to decompress itself (init_size)")
+    _write(memory, load_gpa, image.data, image.fd, bz.kernel_offset, bz.kernel_bytes)
+    return LoadedKernel(
+        format=ImageFormat.BZIMAGE,
+        linux64_entry_gpa=bz.linux64_entry_gpa(load_gpa),
+        linux32_entry_gpa=load_gpa,
+        pvh_entry_gpa=None,
+        pvh_problem=None,
+        setup_header=header,
+        placements=(Placement("protected-mode kernel", load_gpa, bz.kernel_bytes),),
+        start_gpa=start_gpa,
+        end_gpa=end_gpa,
+    )
+
+
+def _require_ram(memory: GuestMemory, gpa: int, size_bytes: int, what: str) -> None:
+    if memory.contains(gpa, size_bytes):
+        return
+    end_gpa = gpa + size_bytes
+    ram = ", ".join(f"{region.base_gpa:#x}..{region.end_gpa:#x}" for region in memory)
+    problem = f"needs {what} at {gpa:#x}..{end_gpa:#x}, which is not RAM; RAM is {ram}"
+    if end_gpa <= layout.GAP_BASE:
+        needed = format_size(align_up(end_gpa, MiB))
+        raise KernelImageError(f"{problem}; give the guest more than {needed} with --mem")
+    if gpa < layout.GAP_END and end_gpa > layout.GAP_BASE:
+        raise KernelImageError(
+            f"{problem}; {layout.GAP_BASE:#x}..{layout.GAP_END:#x} holds devices; link it elsewhere"
+        )
+    raise KernelImageError(f"{problem}; link it lower, or give the guest more with --mem")
+
+
+def _write(
+    memory: GuestMemory, gpa: int, data: memoryview, fd: int | None, offset: int, size_bytes: int
+) -> None:
+    """Copy a part of the image into place, straight from the file if there is one."""
+    if fd is not None:
+        memory.read_file(gpa, fd, offset, size_bytes)
+    else:
+        memory.write(gpa, data[offset : offset + size_bytes])

@@ -1,0 +1,141 @@
+"""Any bytes give a LoadedKernel that keeps its promises, or a KernelImageError of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from builders import bzimage as bz
+from builders.elf import vmlinux
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyvmm.errors import InitrdError, KernelImageError
+from pyvmm.loader.image import KernelImage, detect
+from pyvmm.loader.initrd import place_initrd
+from pyvmm.loader.load import Decompress, LoadedKernel, extract_vmlinux, load_kernel
+from pyvmm.memory import GuestMemory
+from pyvmm.units import MiB
+
+ELF = vmlinux(bytes(range(256)) * 2)
+IMAGES = [ELF, bz.bzimage(ELF), *(bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS)]
+HEADERS = [range(64 + 3 * 56), range(0x1F1, 0x26C)]
+
+# Enough to meet every check; the same ones in each run.
+EXAMPLES = 600
+bounded = settings(derandomize=True, deadline=None, database=None, max_examples=EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory.create(16 * MiB) as memory:
+        yield memory
+
+
+@st.composite
+def mutated_images(draw: st.DrawFn) -> bytes:
+    """An image with some bytes changed, most of them in its headers, and perhaps cut or grown."""
+    image = bytearray(draw(st.sampled_from(IMAGES)))
+    anywhere = st.integers(0, len(image) - 1)
+    in_header = st.sampled_from(HEADERS).flatmap(lambda header: st.sampled_from(header))
+    for _ in range(draw(st.integers(0, 4))):
+        position = draw(st.one_of(in_header, in_header, anywhere))
+        value = draw(st.one_of(st.binary(min_size=1, max_size=8), st.just(b"\xff" * 8)))
+        end = min(position + len(value), len(image))
+        image[position:end] = value[: end - position]
+    match draw(st.sampled_from(["whole", "whole", "cut", "grown"])):
+        case "cut":
+            del image[draw(anywhere) :]
+        case "grown":
+            image += draw(st.binary(max_size=64))
+    return bytes(image)
+
+
+def check_promises(kernel: LoadedKernel, memory: GuestMemory) -> None:
+    assert kernel.placements
+    for placement in kernel.placements:
+        assert kernel.start_gpa <= placement.base_gpa
+        assert placement.end_gpa <= kernel.end_gpa
+        assert placement.base_gpa >= 0x10_0000
+        assert memory.contains(placement.base_gpa, placement.size_bytes)
+    assert kernel.linux64_entry_gpa or kernel.linux32_entry_gpa
+    for entry in (kernel.linux64_entry_gpa, kernel.linux32_entry_gpa, kernel.pvh_entry_gpa):
+        assert entry is None or any(p.base_gpa <= entry < p.end_gpa for p in kernel.placements)
+    if kernel.setup_header is not None:
+        assert len(kernel.setup_header.raw) <= 0x290 - 0x1F1  # boot_params has no more room
+
+
+def attempt(image: KernelImage, memory: GuestMemory, decompress: Decompress) -> LoadedKernel | str:
+    """The loaded kernel, or why it is none. Any other exception fails the test."""
+    try:
+        return load_kernel(image, memory, decompress=decompress)
+    except KernelImageError as error:
+        return str(error)
+
+
+def try_to_boot(data: bytes, memory: GuestMemory) -> None:
+    image = KernelImage.from_bytes(data)
+    for decompress in Decompress:
+        kernel = attempt(image, memory, decompress)
+        if isinstance(kernel, str):
+            assert kernel.startswith("<bytes>: ")
+            assert "\n" not in kernel
+            continue
+        check_promises(kernel, memory)
+        try:
+            initrd = place_initrd(bytes(0x1234), memory, kernel)
+        except InitrdError:
+            continue
+        assert initrd is not None
+        assert kernel.end_gpa <= initrd.base_gpa
+    for operation in (detect, extract_vmlinux):
+        try:
+            operation(image)
+        except KernelImageError:
+            pass
+
+
+@bounded
+@given(mutated_images())
+def test_mutated_image_is_loaded_or_refused(memory: GuestMemory, data: bytes) -> None:
+    try_to_boot(data, memory)
+
+
+@bounded
+@given(
+    st.sampled_from(
+        [
+            b"",
+            b"\x7fELF\x02\x01\x01",
+            b"MZ",
+            b"\x1f\x8b",
+            b"PK\x03\x04",
+            ELF[:120],
+            IMAGES[1][:0x26C],
+        ]
+    ),
+    st.binary(max_size=2048),
+)
+def test_arbitrary_bytes_are_loaded_or_refused(
+    memory: GuestMemory, start: bytes, rest: bytes
+) -> None:
+    try_to_boot(start + rest, memory)
+
+
+@settings(bounded, max_examples=EXAMPLES // 2)
+@given(st.sampled_from(bz.COMPRESSIONS), st.data())
+def test_mutated_payload_is_loaded_or_refused(
+    memory: GuestMemory, name: str, data: st.DataObject
+) -> None:
+    payload = bytearray(bz.compress(name, ELF))
+    for _ in range(data.draw(st.integers(1, 3))):
+        # Most of a stream's structure is at its beginning and end.
+        position = data.draw(
+            st.one_of(
+                st.integers(0, min(40, len(payload) - 1)),
+                st.integers(max(0, len(payload) - 40), len(payload) - 1),
+                st.integers(0, len(payload) - 1),
+            )
+        )
+        payload[position] = data.draw(st.integers(0, 255))
+    try_to_boot(bz.bzimage(bytes(payload)), memory)
