@@ -47,3 +47,7 @@ class CmdlineError(ConfigError):
 
 class GuestMemoryError(PyvmmError):
     """An access to guest memory that is not, or not wholly, inside RAM."""
+
+
+class DeviceError(PyvmmError):
+    """The machine was put together wrongly: two devices at one place, or one at no place."""

@@ -1,0 +1,55 @@
+"""The guest's I/O ports and interrupt lines: the one place where their numbers are written down.
+
+0x0020 .. 0x0021   PIC, first                 in the kernel (KVM_CREATE_IRQCHIP)
+0x0040 .. 0x0043   PIT                        in the kernel (KVM_CREATE_PIT2)
+0x0060             i8042 data                 pyvmm.devices.i8042
+0x0061             system control port B      in the kernel (KVM_PIT_SPEAKER_DUMMY)
+0x0064             i8042 status, command      pyvmm.devices.i8042
+0x0070 .. 0x0071   CMOS RAM and RTC           pyvmm.devices.rtc
+0x0080             POST code                  pyvmm.devices.scratch
+0x00a0 .. 0x00a1   PIC, second                in the kernel
+0x00ed             I/O delay                  pyvmm.devices.scratch
+0x00f4 .. 0x00f7   debug exit                 pyvmm.devices.debug_exit
+0x03f8 .. 0x03ff   COM1                       pyvmm.devices.serial
+0x04d0 .. 0x04d1   PIC edge/level control     in the kernel
+0x0604 .. 0x0605   ACPI PM1a control          pyvmm.devices.power
+0x0cf8 .. 0x0cff   PCI configuration          pyvmm.devices.pci_none
+
+Where nothing else is named, the numbers are those of the IBM PC AT (Technical Reference,
+March 1986, "I/O address map"), which every PC since has kept.
+"""
+
+from __future__ import annotations
+
+# The i8042 has two ports with a port between them that is not its own: 0x61 never gets to us.
+# The device is given all five, and answers at the first and the last.
+I8042_BASE = 0x60
+I8042_PORTS = 5
+I8042_DATA_OFFSET = 0
+I8042_COMMAND_OFFSET = 4
+I8042_KBD_IRQ = 1
+
+RTC_BASE = 0x70
+RTC_PORTS = 2
+
+POST_CODE_PORT = 0x80
+# Linux writes here instead of to 0x80 if told so (arch/x86/kernel/io_delay.c, io_delay=0xed).
+IO_DELAY_PORT = 0xED
+
+# The default of QEMU's isa-debug-exit is 0x501; kernels' test suites have settled on 0xf4 with
+# four ports (`-device isa-debug-exit,iobase=0xf4,iosize=0x04`).
+DEBUG_EXIT_BASE = 0xF4
+DEBUG_EXIT_PORTS = 4
+
+COM1_BASE = 0x3F8
+COM_PORTS = 8
+COM1_IRQ = 4
+
+# ACPI leaves the address to the FADT. This is where QEMU's machines have it, and where guests
+# without ACPI tables have learnt to write 0x2000 to power off.
+PM1A_CONTROL_PORT = 0x604
+PM1A_CONTROL_PORTS = 2
+
+# PCI Local Bus Specification 3.0, 3.2.2.3.2: CONFIG_ADDRESS and CONFIG_DATA.
+PCI_CONFIG_BASE = 0xCF8
+PCI_CONFIG_PORTS = 8

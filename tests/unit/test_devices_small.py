@@ -1,0 +1,100 @@
+"""The devices of a few lines: PCI without devices, scratch ports, debug exit, power."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.devices.bus import PortBus
+from pyvmm.devices.debug_exit import DebugExit
+from pyvmm.devices.pci_none import PciNone
+from pyvmm.devices.power import Pm1Control
+from pyvmm.devices.scratch import ScratchPort
+
+
+def test_pci_none_config_address_reads_back() -> None:
+    device = PciNone()
+    device.write(0, 4, 0x8000_0000)  # how Linux looks for mechanism #1 (pci_check_type1)
+    assert device.read(0, 4) == 0x8000_0000
+
+
+def test_pci_none_config_address_reserved_bits_are_zero() -> None:
+    device = PciNone()
+    device.write(0, 4, 0xFFFF_FFFF)
+    assert device.read(0, 4) == 0x80FF_FFFC
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 1), (3, 1), (0, 2)])
+def test_pci_none_config_address_takes_only_32_bits(offset: int, size: int) -> None:
+    device = PciNone()
+    device.write(offset, size, 1)
+    assert device.read(0, 4) == 0
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "ones"), [(4, 4, 0xFFFF_FFFF), (6, 2, 0xFFFF), (7, 1, 0xFF)]
+)
+def test_pci_none_config_data_gives_all_ones(offset: int, size: int, ones: int) -> None:
+    device = PciNone()
+    device.write(0, 4, 0x8000_0000)
+    device.write(offset, size, 0)
+    assert device.read(offset, size) == ones
+
+
+def test_scratch_port_keeps_the_last_byte() -> None:
+    port = ScratchPort()
+    assert (port.value, port.read(0, 1)) == (None, 0xFF)
+    port.write(0, 1, 0x12)
+    port.write(0, 1, 0x34)
+    assert (port.value, port.read(0, 1)) == (0x34, 0x34)
+
+
+@pytest.mark.parametrize(("size", "value"), [(1, 0), (1, 0x2A), (2, 0x1234), (4, 0xDEAD_BEEF)])
+def test_debug_exit_passes_the_number_on(size: int, value: int) -> None:
+    statuses: list[int] = []
+    bus = PortBus()
+    bus.add(0xF4, 4, DebugExit(statuses.append), "debug exit")
+    bus.write(0xF4, size, value)
+    assert statuses == [value]
+
+
+def test_debug_exit_is_only_the_first_port() -> None:
+    statuses: list[int] = []
+    device = DebugExit(statuses.append)
+    device.write(1, 1, 7)
+    assert (statuses, device.read(0, 1)) == ([], 0)
+
+
+class PoweredOff(Exception):  # noqa: N818 - it is no error
+    """Raised by the callback, as the machine does it."""
+
+
+def power_off() -> None:
+    raise PoweredOff
+
+
+def test_pm1_control_soft_off_powers_off() -> None:
+    with pytest.raises(PoweredOff):
+        Pm1Control(power_off).write(0, 2, 0x2000)  # SLP_EN is bit 13 (ACPI 6.5, table 4.13)
+
+
+def test_pm1_control_soft_off_by_the_high_byte_alone() -> None:
+    with pytest.raises(PoweredOff):
+        Pm1Control(power_off).write(1, 1, 0x20)
+
+
+def test_pm1_control_sleep_type_without_enable_does_nothing() -> None:
+    device = Pm1Control(power_off)
+    device.write(0, 2, 0x1400)
+    assert device.read(0, 2) == 0x1401
+
+
+def test_pm1_control_other_sleep_types_do_nothing() -> None:
+    device = Pm1Control(power_off)
+    device.write(0, 2, 0x2000 | 5 << 10)
+    assert device.read(0, 2) == 0x1401  # SLP_EN reads as zero, SCI_EN as one
+
+
+def test_pm1_control_reads_by_byte() -> None:
+    device = Pm1Control(power_off)
+    device.write(0, 2, 0x1400)
+    assert (device.read(0, 1), device.read(1, 1)) == (0x01, 0x14)
