@@ -45,7 +45,7 @@ def run(args: Namespace) -> int:
         problems += check.good is False
     print()
     if problems:
-        print(f"This machine cannot run guests: {problems} problem{'s' if problems > 1 else ''} above.")
+        print(f"This machine cannot run guests: {problems} of the checks above say NO.")
         return 1
     print("This machine can run guests: try `pyvmm run`.")
     return 0

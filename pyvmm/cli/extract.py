@@ -22,13 +22,14 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Extract, and say what was written."""
+    from pyvmm.cli.fetch import progress_on_stderr
     from pyvmm.fetch import resolve_kernel
     from pyvmm.loader.image import KernelImage
     from pyvmm.loader.load import extract_vmlinux
 
-    with KernelImage.open(resolve_kernel(args.kernel)) as image:
+    with KernelImage.open(resolve_kernel(args.kernel, progress=progress_on_stderr())) as image:
         vmlinux = extract_vmlinux(image)
-        # Beside its destination first: a full disk must not leave half a kernel, or cost an old one.
+        # Beside its destination first: a full disk must not leave half a kernel, nor cost a whole.
         partial = f"{args.output}.{os.getpid()}.partial"
         try:
             with open(partial, "xb") as file:

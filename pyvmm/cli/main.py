@@ -49,9 +49,8 @@ def _run_subcommand(name: str, arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     module.configure(parser)
-    args = parser.parse_args(arguments)
     try:
-        status: int = module.run(args)
+        status: int = module.run(parser.parse_args(arguments))
     except PyvmmError as error:
         print(f"pyvmm: error: {error}", file=sys.stderr)
         return error.exit_status
@@ -72,7 +71,10 @@ def _run_subcommand(name: str, arguments: list[str]) -> int:
 def _overview() -> str:
     lines = ["usage: pyvmm COMMAND [OPTION]...", "", "Boot Linux kernels in a KVM micro-VM.", ""]
     lines += [f"  {name:<10} {import_module(f'pyvmm.cli.{name}').HELP}" for name in SUBCOMMANDS]
-    lines += ["", "`pyvmm COMMAND --help` tells a command's options; `pyvmm --version` the version."]
+    lines += [
+        "",
+        "`pyvmm COMMAND --help` tells a command's options; `pyvmm --version` the version.",
+    ]
     return "\n".join(lines)
 
 

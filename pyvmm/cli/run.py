@@ -7,17 +7,20 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pyvmm.boot import Protocol
 from pyvmm.config import DEFAULT_CMDLINE, DEFAULT_MEMORY_BYTES, MachineConfig
 from pyvmm.errors import ConfigError
+from pyvmm.loader.load import Decompress
+from pyvmm.machine import Machine
+from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
+from pyvmm.terminal import ConsoleReader, ConsoleWriter, RawTerminal, guard_standard_fds
 from pyvmm.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
     from types import FrameType
-
-    from pyvmm.machine import Machine
 
 HELP = "boot a kernel, its serial console on this terminal"
 
@@ -39,55 +42,94 @@ def configure(parser: ArgumentParser) -> None:
     """Add this command's options."""
     parser.epilog = _EPILOG
     add = parser.add_argument
-    add("--kernel", metavar="FILE|NAME",
-        help="vmlinux or bzImage, or a name from `pyvmm fetch --list`; default: the embedded one")
-    add("--cmdline", default=DEFAULT_CMDLINE, metavar="TEXT",
-        help="the kernel's command line (default: %(default)s)")
+    add(
+        "--kernel",
+        metavar="FILE|NAME",
+        help="vmlinux or bzImage, or a name from `pyvmm fetch --list`; default: the embedded one",
+    )
+    add(
+        "--cmdline",
+        default=DEFAULT_CMDLINE,
+        metavar="TEXT",
+        help="the kernel's command line (default: %(default)s)",
+    )
     add("--initrd", metavar="FILE", help="initramfs or initrd, such as `pyvmm initramfs` makes")
-    add("--mem", metavar="SIZE", default=format_size(DEFAULT_MEMORY_BYTES).replace(" MiB", "M"),
-        help="guest memory: 512M, 5G (default: %(default)s)")
-    add("--cpus", metavar="N", type=_whole_number, default=1,
-        help="processors (this version: 1)")
-    add("--protocol", choices=("auto", "pvh", "linux64", "linux32"), default="auto",
-        help="how the kernel is entered (default: PVH where it can be, else 64-bit)")
-    add("--decompress", choices=("host", "guest"),
-        help="who decompresses a bzImage (default: the host, except for linux32)")
-    add("--timeout", metavar="SECONDS", type=_seconds,
-        help="end the run after so long, with status 124")
-    add("--backing", choices=("anonymous", "memfd"), default="anonymous",
-        help="what guest memory is made of")
-    add("--huge-pages", choices=("transparent", "never", "hugetlb"), default="transparent",
-        help="the host's pages behind guest memory")
+    add(
+        "--mem",
+        metavar="SIZE",
+        default=format_size(DEFAULT_MEMORY_BYTES).replace(" MiB", "M"),
+        help="guest memory: 512M, 5G (default: %(default)s)",
+    )
+    add("--cpus", metavar="N", type=_whole_number, default=1, help="processors (this version: 1)")
+    add(
+        "--protocol",
+        choices=("auto", "pvh", "linux64", "linux32"),
+        default="auto",
+        help="how the kernel is entered (default: PVH where it can be, else 64-bit)",
+    )
+    add(
+        "--decompress",
+        choices=("host", "guest"),
+        help="who decompresses a bzImage (default: the host, except for linux32)",
+    )
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        help="end the run after so long, with status 124",
+    )
+    add(
+        "--backing",
+        choices=("anonymous", "memfd"),
+        default="anonymous",
+        help="what guest memory is made of",
+    )
+    add(
+        "--huge-pages",
+        choices=("transparent", "never", "hugetlb"),
+        default="transparent",
+        help="the host's pages behind guest memory",
+    )
     add("-v", "--verbose", action="store_true",
         help="tell what was placed where, and how the guest is entered")  # fmt: skip
 
 
 def run(args: Namespace) -> int:
     """Boot, connect the terminal, wait for the end, and say how it ended."""
+    guard_standard_fds()
     config = _config(args)
-
-    from pyvmm.machine import Machine
-    from pyvmm.terminal import ConsoleReader, ConsoleWriter, RawTerminal
-
     writer = ConsoleWriter(1)
     with Machine(config, writer.write) as machine:
         if args.verbose:
             _describe(machine)
-        with _ended_by_signals(machine), RawTerminal(0):
-            reader = ConsoleReader(0, machine.serial, on_leave=lambda: machine.stop(_LEFT))
+        with _ended_by_signals(machine), RawTerminal(0) as terminal:
+            # After Ctrl-Z and fg, the shell has left the terminal in modes of its own.
+            signal.signal(signal.SIGCONT, lambda _number, _frame: terminal.apply())
+            reader = ConsoleReader(
+                0,
+                machine.serial,
+                on_leave=lambda: machine.stop(_LEFT),
+                notice=writer.write,
+                terminal=terminal,
+            )
             reader.start()
             try:
                 result = machine.run(timeout_s=args.timeout)
             finally:
                 reader.close()
-                writer.close()
+                writer.close(_FLUSH_PATIENCE_S)
         if args.verbose:
-            _message(f"{machine.exits} exits to userspace")
+            _tell_what_happened(machine)
+    if writer.dropped_bytes:
+        _message(f"pyvmm: {writer.dropped_bytes} bytes of console output were not read, and lost")
     if result.report:
         _message(result.report)
     _message(f"pyvmm: {result.summary}")
     return result.exit_status
 
+
+# How long a reader of standard output may take for the last bytes once the guest has ended.
+_FLUSH_PATIENCE_S = 2.0
 
 _LEFT = RunResult(Outcome.STOPPED, "ended from the terminal")
 
@@ -95,10 +137,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def _config(args: Namespace) -> MachineConfig:
-    from pyvmm.boot import Protocol
-    from pyvmm.loader.load import Decompress
-    from pyvmm.memory import Backing, HugePages
-
     return MachineConfig(
         kernel=_kernel_path(args.kernel),
         cmdline=args.cmdline,
@@ -120,9 +158,10 @@ def _kernel_path(kernel: str | None) -> str:
         return embedded.path("kernel.elf")
     if "/" in kernel:
         return kernel
+    from pyvmm.cli.fetch import progress_on_stderr
     from pyvmm.fetch import resolve_kernel
 
-    return resolve_kernel(kernel)
+    return resolve_kernel(kernel, progress=progress_on_stderr())
 
 
 def _whole_number(text: str) -> int:
@@ -164,6 +203,14 @@ def _describe(machine: Machine) -> None:
              f"entered by {machine.protocol.value} at {machine.entry_gpa:#x}")  # fmt: skip
     for name, gpa, size_bytes in machine.placements():
         _message(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
+
+
+def _tell_what_happened(machine: Machine) -> None:
+    _message(f"pyvmm: {machine.exits} exits to userspace")
+    for port, (reads, writes) in sorted(machine.ports.unclaimed().items()):
+        _message(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
+    for gpa, (reads, writes) in sorted(machine.mmio.unclaimed().items()):
+        _message(f"  no device at address {gpa:#x}: {reads} reads, {writes} writes")
 
 
 def _message(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -75,7 +76,7 @@ def test_low_memory_tables_do_not_overlap() -> None:
         (layout.CMDLINE_GPA, layout.CMDLINE_MAX_BYTES),
         (layout.EBDA_GPA, layout.EBDA_BYTES),
     ]
-    for (base, size), (following, _) in zip(extents, extents[1:], strict=False):
+    for (base, size), (following, _) in itertools.pairwise(extents):
         assert base + size <= following
     assert sum(extents[-1]) == layout.LEGACY_HOLE_GPA
 

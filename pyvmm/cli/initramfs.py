@@ -1,0 +1,84 @@
+"""``pyvmm initramfs``: make an initramfs around busybox."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from pyvmm.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+HELP = "make a busybox initramfs to boot a kernel into"
+
+_EPILOG = """\
+Without --init the guest gives a shell on its console, and ends when the shell does. Without
+--busybox Debian's busybox-static is fetched through apt, once.
+
+examples:
+  pyvmm initramfs -o initramfs && pyvmm run --kernel debian --initrd initramfs
+  pyvmm initramfs -o initramfs --init test.sh --add ./selftests:/root/selftests
+"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.epilog = _EPILOG
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE", required=True, help="where to write it")
+    add("--init", metavar="SCRIPT", help="the script that the kernel runs as /init")
+    add(
+        "--add",
+        metavar="SRC[:DST]",
+        action="append",
+        default=[],
+        help="a file, or a directory with all that is in it; DST is its path in the guest "
+        "(default: / and its own name)",
+    )
+    add("--busybox", metavar="PATH", help="a static busybox for x86-64")
+    add("--gzip", action="store_true", help="compress it: smaller, slower to unpack")
+
+
+def run(args: Namespace) -> int:
+    """Make it, and say what was made."""
+    from pyvmm.cli.fetch import progress_on_stderr
+    from pyvmm.fetch import fetch_package_file
+    from pyvmm.initramfs import build_initramfs
+
+    init_script = _read_init(args.init) if args.init is not None else None
+    extra_files = [_split(argument) for argument in args.add]
+    busybox_path = args.busybox or fetch_package_file(
+        "busybox-static", r"(usr/)?bin/busybox", progress=progress_on_stderr()
+    )
+    size_bytes = build_initramfs(
+        args.output,
+        busybox_path=busybox_path,
+        init_script=init_script,
+        extra_files=extra_files,
+        compress=args.gzip,
+    )
+    print(f"{args.output}: {size_bytes} bytes", file=sys.stderr)
+    return 0
+
+
+def _read_init(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """``SRC:DST`` as its two parts; a colon in the name of a file that exists is no separator."""
+    source, colon, destination = argument.rpartition(":")
+    if not colon or os.path.exists(argument):
+        source, destination = argument, ""
+    if not source:
+        raise ConfigError(f"--add {argument!r} names no file; expected SRC or SRC:DST")
+    name = os.path.basename(os.path.normpath(source))
+    if not destination or destination.endswith("/"):
+        destination = f"{destination or '/'}{name}"
+    return source, destination
