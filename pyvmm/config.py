@@ -13,8 +13,9 @@ from pyvmm.units import PAGE_SIZE, MiB, format_size
 
 DEFAULT_MEMORY_BYTES = 512 * MiB
 MINIMUM_MEMORY_BYTES = 2 * MiB
-DEFAULT_CMDLINE = "console=ttyS0 reboot=k panic=-1"
-"""The console on the serial port, resets by the keyboard controller, a panic ends the run."""
+DEFAULT_CMDLINE = "earlyprintk=ttyS0 console=ttyS0 reboot=k panic=-1"
+"""The console on the serial port from the first line on, resets by the keyboard controller, and a
+reset, thus the end of the run, after a panic."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The machine: the one module that knows all the parts and puts them together.
 
-    MachineConfig --> Machine.__enter__: open KVM, lay out memory, load, plan the boot, set up a vCPU
+    MachineConfig --> Machine.__enter__: open KVM, lay out memory, load a kernel, plan the boot
                       Machine.run:       run it and wait for its end --> RunResult
 
 What stands where on the way:
@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
 from kvm_bindings import Cap, Kvm, constants, install_kick_signal
@@ -89,7 +90,9 @@ class Machine:
         self.config = config
         self._console_output = console_output
         self._stack = ExitStack()
-        self._ended = threading.Event()
+        # Whoever ends the run puts something in. Not an Event: a signal handler that sets one
+        # while the same thread waits for it waits for itself. A SimpleQueue is reentrant.
+        self._ended: SimpleQueue[None] = SimpleQueue()
         self._ending: RunResult | BaseException = STOPPED
 
     def __enter__(self) -> Machine:
@@ -183,7 +186,7 @@ class Machine:
         keyboard_line = GsiLine(self.vm, ports.I8042_KBD_IRQ)
         add(ports.COM1_BASE, ports.COM_PORTS, self.serial, "COM1")
         add(ports.I8042_BASE, ports.I8042_PORTS, I8042(keyboard_line, _end_by_reset), "i8042")
-        add(ports.RTC_BASE, ports.RTC_PORTS, Rtc(time.time), "RTC")
+        add(ports.RTC_BASE, ports.RTC_PORTS, self._rtc(), "RTC")
         add(ports.POST_CODE_PORT, 1, ScratchPort(), "POST code")
         add(ports.IO_DELAY_PORT, 1, ScratchPort(), "I/O delay")
         add(ports.DEBUG_EXIT_BASE, ports.DEBUG_EXIT_PORTS, DebugExit(_end_by_exit), "debug exit")
@@ -193,6 +196,15 @@ class Machine:
         # What is written to the transmit register need not exit byte by byte: KVM collects it.
         if self.vm.check_extension(Cap.COALESCED_PIO):
             self.vm.register_coalesced_zone(ports.COM1_BASE, 1, pio=True)
+
+    def _rtc(self) -> Rtc:
+        """The clock; its CMOS RAM says how much memory there is, for those who still ask there."""
+        low, *high = self.memory.regions
+        return Rtc(
+            time.time,
+            low_memory_bytes=low.size_bytes,
+            high_memory_bytes=sum(region.size_bytes for region in high),
+        )
 
     # Running.
 
@@ -217,14 +229,14 @@ class Machine:
         """End the run with ``result``; returns at once. From any thread, or a signal handler."""
         if self.loop.end is None:
             self.loop.end = result
-        self._ended.set()
+        self._ended.put(None)
 
     def _run_vcpu(self) -> None:
         try:
             self._ending = self.loop.run()
         except BaseException as error:  # whatever it is, it belongs to the caller of run()
             self._ending = error
-        self._ended.set()
+        self._ended.put(None)
 
     def _supervise(self, timeout_s: float | None) -> None:
         """Wait for the end. Meanwhile look after a vCPU that does not exit by itself.
@@ -234,15 +246,25 @@ class Machine:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         exits_before, idle_ticks = -1, 0
-        while not self._ended.wait(_TICK_S):
+        while not self._has_ended():
             if deadline is not None and time.monotonic() >= deadline:
-                self.stop(RunResult(Outcome.TIMEOUT, f"timeout: still running after {timeout_s:g} s"))
+                self.stop(
+                    RunResult(Outcome.TIMEOUT, f"timeout: still running after {timeout_s:g} s")
+                )
                 return
             exits = self.loop.exits
             idle_ticks = idle_ticks + 1 if exits == exits_before else 0
             exits_before = exits
             if idle_ticks and (self.vcpu.coalesced_pending or idle_ticks % _INSPECTION_TICKS == 0):
                 self.vcpu.kick(self._vcpu_thread_id)
+
+    def _has_ended(self) -> bool:
+        """Wait for a tick, or until somebody has ended the run: has anybody?"""
+        try:
+            self._ended.get(timeout=_TICK_S)
+        except Empty:
+            return False
+        return True
 
     def _kick_until_ended(self, thread: threading.Thread) -> None:
         """Get the vCPU's thread out of the guest, whatever has happened to ours.

@@ -60,4 +60,4 @@ def probe_virtualization(kvm: Kvm) -> Virtualization:
                 return Virtualization.HARDWARE
             if reason == ExitReason.INTERNAL_ERROR:
                 return Virtualization.SOFTWARE
-            raise HostError(f"a test guest of four instructions ended with {vcpu.exit()}")
+            raise HostError(f"a test guest of four instructions ended with {vcpu.decode()}")

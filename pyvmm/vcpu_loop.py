@@ -99,7 +99,7 @@ class VcpuLoop:
             elif reason == _EXIT_MMIO:
                 self._mmio_access()
             elif reason == _EXIT_INTR:
-                vcpu.immediate_exit = 0
+                vcpu.immediate_exit = False
                 if self.end is not None:
                     return self.end
                 if self._is_halted_for_good():
@@ -166,9 +166,9 @@ class VcpuLoop:
                 )
             case exits.InternalError() if reason.is_emulation_failure:
                 return self._emulation_failure(reason)
-            case exits.SystemEvent() if reason.is_reset:
+            case exits.SystemEvent(type=constants.KVM_SYSTEM_EVENT_RESET):
                 return RunResult(Outcome.RESET, "the guest reset itself")
-            case exits.SystemEvent() if reason.is_shutdown:
+            case exits.SystemEvent(type=constants.KVM_SYSTEM_EVENT_SHUTDOWN):
                 return RunResult(Outcome.POWERED_OFF, "the guest powered itself off")
             case exits.Hlt() | exits.IrqWindowOpen() | exits.SetTpr() | exits.TprAccess():
                 return None  # only without an in-kernel irqchip; nothing to do for them
@@ -183,7 +183,7 @@ class VcpuLoop:
         from pyvmm.debug.registers import cpu_mode
 
         regs, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()
-        instruction = failure.instruction_bytes or self._bytes_at(regs.rip + sregs.cs.base)
+        instruction = failure.insn_bytes or self._bytes_at(regs.rip + sregs.cs.base)
         shown = instruction.hex(" ") if instruction else "bytes not readable"
         return RunResult(
             Outcome.EMULATION_FAILURE,

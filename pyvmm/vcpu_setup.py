@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pyvmm.arch.x86_64.gdt import Segment
     from pyvmm.arch.x86_64.registers import EntryState
 
-# What FNINIT and a reset of the SSE unit leave (SDM 1 8.1.5 and 11.6.4).
+# What FNINIT leaves (SDM 1 8.1.5): a processor after reset has the exceptions unmasked. MXCSR is
+# not KVM_SET_FPU's to set; it is right after reset.
 _FCW_INITIAL = 0x37F
-_MXCSR_INITIAL = 0x1F80
 
 
 def guest_cpuid(kvm: Kvm, *, apic_id: int, cpu_count: int) -> list[CpuidEntry]:
@@ -49,7 +49,6 @@ def set_up_vcpu(vcpu: Vcpu, leaves: list[CpuidEntry], entry: EntryState) -> None
         )
     fpu = vcpu.get_fpu()
     fpu.fcw = _FCW_INITIAL
-    fpu.mxcsr = _MXCSR_INITIAL
     vcpu.set_fpu(fpu)
     wire_lapic(vcpu)
     set_entry(vcpu, entry)

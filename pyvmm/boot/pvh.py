@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 START_MAGIC = 0x336E_C578  # XEN_HVM_START_MAGIC_VALUE
 VERSION_WITH_MEMORY_MAP = 1
 
+_START_INFO = struct.Struct("<IIIIQQQQII")
+_MODLIST_ENTRY = struct.Struct("<QQQQ")
+_MEMMAP_ENTRY = struct.Struct("<QQII")
+
 
 class StartInfo(NamedTuple):
     """``struct hvm_start_info``. An address of 0 means "not there"."""
-
-    FORMAT = struct.Struct("<IIIIQQQQII")
 
     magic: int
     version: int
@@ -45,13 +47,11 @@ class StartInfo(NamedTuple):
 
     def pack(self) -> bytes:
         """Its bytes in guest memory."""
-        return self.FORMAT.pack(*self)
+        return _START_INFO.pack(*self)
 
 
 class ModlistEntry(NamedTuple):
     """``struct hvm_modlist_entry``: one module; the first is the initrd."""
-
-    FORMAT = struct.Struct("<QQQQ")
 
     paddr: int
     size: int
@@ -60,13 +60,11 @@ class ModlistEntry(NamedTuple):
 
     def pack(self) -> bytes:
         """Its bytes in guest memory."""
-        return self.FORMAT.pack(*self)
+        return _MODLIST_ENTRY.pack(*self)
 
 
 class MemmapTableEntry(NamedTuple):
     """``struct hvm_memmap_table_entry``: the types are those of e820."""
-
-    FORMAT = struct.Struct("<QQII")
 
     addr: int
     size: int
@@ -75,7 +73,7 @@ class MemmapTableEntry(NamedTuple):
 
     def pack(self) -> bytes:
         """Its bytes in guest memory."""
-        return self.FORMAT.pack(*self)
+        return _MEMMAP_ENTRY.pack(*self)
 
 
 def plan(handover: Handover, entry_gpa: int) -> BootPlan:
@@ -85,8 +83,8 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
         modules.append(ModlistEntry(handover.initrd.base_gpa, handover.initrd.size_bytes))
     memmap = [MemmapTableEntry(*entry) for entry in handover.memory_map]
 
-    modlist_gpa = layout.START_INFO_GPA + StartInfo.FORMAT.size
-    memmap_gpa = modlist_gpa + len(modules) * ModlistEntry.FORMAT.size
+    modlist_gpa = layout.START_INFO_GPA + _START_INFO.size
+    memmap_gpa = modlist_gpa + len(modules) * _MODLIST_ENTRY.size
     start_info = StartInfo(
         magic=START_MAGIC,
         version=VERSION_WITH_MEMORY_MAP,
@@ -98,9 +96,14 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
         memmap_paddr=memmap_gpa,
         memmap_entries=len(memmap),
     )
-    page = b"".join(part.pack() for part in (start_info, *modules, *memmap))
+    packed = [start_info.pack()]
+    packed += [module.pack() for module in modules]
+    packed += [entry.pack() for entry in memmap]
     entry = registers.protected_mode(entry_gpa, rbx=layout.START_INFO_GPA)
     return BootPlan(
-        [Blob("GDT", layout.GDT_GPA, entry.gdt), Blob("start_info", layout.START_INFO_GPA, page)],
+        [
+            Blob("GDT", layout.GDT_GPA, entry.gdt),
+            Blob("start_info", layout.START_INFO_GPA, b"".join(packed)),
+        ],
         entry,
     )

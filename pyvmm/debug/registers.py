@@ -19,8 +19,7 @@ _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr")
 def format_registers(regs: kvm_regs, sregs: kvm_sregs) -> str:
     """Several lines: general, segment and control registers."""
     lines = [f"rip {regs.rip:016x}  rflags {regs.rflags:08x}  {cpu_mode(sregs)}"]
-    for row in _ROWS:
-        lines.append("  ".join(f"{name:<3} {getattr(regs, name):016x}" for name in row))
+    lines += ["  ".join(f"{name:<3} {getattr(regs, name):016x}" for name in row) for row in _ROWS]
     lines += [
         "  ".join(_format_segment(name, getattr(sregs, name)) for name in pair)
         for pair in (_SEGMENTS[:2], _SEGMENTS[2:4], _SEGMENTS[4:6], _SEGMENTS[6:])

@@ -37,7 +37,7 @@ class Leaf(NamedTuple):
     """One answer of CPUID: for EAX = ``function`` and, where it matters, ECX = ``index``."""
 
     function: int
-    index: int
+    index: int  # type: ignore[assignment]
     flags: int
     eax: int
     ebx: int
