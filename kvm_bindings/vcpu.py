@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         kvm_sync_regs,
     )
 
+_IO = ffi.offsetof("struct kvm_run", "io")
 _MMIO_DATA = ffi.offsetof("struct kvm_run", "mmio", "data")
 _MAX_NATIVE_THREAD_ID = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 
@@ -74,14 +75,30 @@ class Vcpu(VcpuState):
     ``run_page``: the ``struct kvm_run``; ``io`` and ``mmio``: the parts of it that describe port
     I/O and MMIO, at hand for the run loop; ``buffer``: all shared pages as bytes. References to
     parts are valid as long as the Vcpu is; after ``close`` they read zeros.
+
+    For loops in a hurry, since an element of a memoryview costs half of a field of a struct:
+    ``io_header``, one 64-bit number: ``io``'s direction (bits 7:0), size (15:8), port (31:16) and
+    count (63:32); and ``coalesced_indices``, the ring's first and last, which differ if coalesced
+    writes are waiting.
     """
 
-    __slots__ = ("_coalesced_run", "_ring", "buffer", "io", "mmio", "run_page")
+    __slots__ = (
+        "_coalesced_run",
+        "_ring",
+        "buffer",
+        "coalesced_indices",
+        "io",
+        "io_header",
+        "mmio",
+        "run_page",
+    )
 
     run_page: kvm_run
     io: kvm_run_io
     mmio: kvm_run_mmio
     buffer: memoryview
+    io_header: memoryview
+    coalesced_indices: memoryview
     _ring: kvm_coalesced_mmio_ring
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int, coalesced_offset: int) -> None:
@@ -108,6 +125,8 @@ class Vcpu(VcpuState):
         else:
             self._ring = ffi.new("struct kvm_coalesced_mmio_ring *")  # first == last: empty
         self._coalesced_run = ffi.new("struct kvm_coalesced_run *")
+        self.io_header = self.buffer[_IO : _IO + 8].cast("Q")
+        self.coalesced_indices = memoryview(ffi.buffer(self._ring, 8)).cast("I")
 
     def close(self) -> None:
         """Close the file descriptor and give the shared pages back; zeros take their place.
@@ -216,8 +235,8 @@ class Vcpu(VcpuState):
     @property
     def coalesced_pending(self) -> bool:
         """Whether coalesced writes are waiting. Cheap: two reads of shared memory."""
-        ring = self._ring
-        return ring.first != ring.last
+        first, last = self.coalesced_indices
+        return first != last
 
     def take_coalesced(self) -> tuple[int, int, bool, bytes] | None:
         """The oldest coalesced writes that are alike: address, length, is it a port, their data.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyvmm.arch.x86_64 import layout
 from pyvmm.boot import Protocol
@@ -18,12 +18,8 @@ DEFAULT_CMDLINE = "earlyprintk=ttyS0 console=ttyS0 reboot=k panic=-1"
 reset, thus the end of the run, after a panic."""
 
 
-@dataclass(frozen=True, slots=True)
-class MachineConfig:
-    """A machine to be built.
-
-    Raises ConfigError, saying what is wrong, if the values do not make a machine.
-    """
+class MachineConfig(NamedTuple):
+    """A machine to be built. ``check`` says whether it can be."""
 
     kernel: str
     """Path of a vmlinux or bzImage."""
@@ -37,7 +33,8 @@ class MachineConfig:
     backing: Backing = Backing.ANONYMOUS
     huge_pages: HugePages = HugePages.TRANSPARENT
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ConfigError, saying what is wrong, if the values do not make a machine."""
         if self.cpus < 1:
             raise ConfigError(f"a machine with {self.cpus} CPUs was asked for; expected 1")
         if self.cpus > 1:

@@ -12,6 +12,7 @@ The cache, ``$XDG_CACHE_HOME/pyvmm`` (XDG Base Directory Specification), looks l
     kernels/<package>_<version>/record     where it came from, and what it must look like
     kernels/<name>                         a link to the directory above, for each name
     files/...                              the same for files that are no kernels
+    modules/<pattern>/...                  the same for a kernel's modules, as a tar archive
 
 A directory appears under its final name complete, by rename(2), so that two processes may fetch
 the same kernel at once. A record is a paragraph of ``Field: value`` lines, as in apt's own
@@ -29,7 +30,9 @@ from pyvmm import embedded
 from pyvmm.errors import ConfigError, FetchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
+    from tarfile import TarInfo
+    from typing import IO
 
     Progress = Callable[[str, int, int], None]
     """Called with what is being fetched, the bytes that have come, and the bytes in all."""
@@ -76,6 +79,8 @@ class _Wanted(NamedTuple):
     """The directory of the cache: ``kernels`` or ``files``."""
     stored_as: str
     links: tuple[str, ...]
+    many: bool = False
+    """Whether all files that match are wanted, as a tar archive, instead of the first one."""
 
 
 def resolve_kernel(argument: str, *, progress: Progress | None = None) -> str:
@@ -115,7 +120,7 @@ def cached_kernel(name: str) -> FetchedKernel | None:
 
     Unchanged means its size and modification time; ``verify_kernel`` reads all of it.
     """
-    return _read_entry(os.path.join(_cache_dir(), "kernels", name))
+    return _read_entry(os.path.join(cache_dir(), "kernels", name))
 
 
 def fetch_kernel(
@@ -143,7 +148,7 @@ def verify_kernel(name: str) -> FetchedKernel:
     if cached is None:
         _manifest_entry(name)
         raise FetchError(
-            f"{name} is not in the cache {_cache_dir()}, or was changed there; "
+            f"{name} is not in the cache {cache_dir()}, or was changed there; "
             f"run `pyvmm fetch {name}`"
         )
     if (actual := _sha256_of(cached.path)) != cached.sha256:
@@ -166,13 +171,42 @@ def fetch_package_file(
     """
     import re
 
-    cached = _read_entry(os.path.join(_cache_dir(), "files", package))
+    cached = _read_entry(os.path.join(cache_dir(), "files", package))
     if cached and not update:
         return cached.path
     wanted = _Wanted(
         package, re.escape(package), member, "files", os.path.basename(member), (package,)
     )
     return _fetch(wanted, progress).path
+
+
+def fetch_kernel_modules(
+    kernel: FetchedKernel, members: str, *, progress: Progress | None = None
+) -> str:
+    """The path of a tar archive of modules, out of the very package that ``kernel`` came from.
+
+    ``members`` is a regular expression for the modules' paths in the package. The archive is kept
+    in the cache. Raises FetchError if it cannot be had.
+    """
+    import hashlib
+    import re
+
+    shelf = os.path.join("modules", hashlib.sha256(members.encode()).hexdigest()[:16])
+    entry = os.path.join(cache_dir(), shelf, _cache_key(kernel.package, kernel.version))
+    if cached := _read_entry(entry):
+        return cached.path
+    wanted = _Wanted(
+        f"modules of {kernel.name}", re.escape(kernel.package), members, shelf, "modules.tar", (),
+        many=True,
+    )  # fmt: skip
+    fetched = _fetch(wanted, progress)
+    if fetched.version != kernel.version:
+        raise FetchError(
+            f"the distribution has {kernel.package} {fetched.version} now, the kernel in the cache "
+            f"is {kernel.version}, and modules must be of the same; "
+            f"run `pyvmm fetch --update {kernel.name}`"
+        )
+    return fetched.path
 
 
 def _manifest_entry(name: str) -> ManifestEntry:
@@ -194,11 +228,17 @@ def _manifest_entry(name: str) -> ManifestEntry:
 # The cache.
 
 
-def _cache_dir() -> str:
+def cache_dir() -> str:
+    """Where everything that is fetched, and what is made of it, is kept."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # unset, empty, or relative, which the specification ignores
         base = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "pyvmm")
+
+
+def _cache_key(package: str, version: str) -> str:
+    # A colon in a version is written as apt writes it in the names of its own files.
+    return f"{package}_{version.replace(':', '%3a')}"
 
 
 def _read_entry(directory: str) -> FetchedKernel | None:
@@ -222,11 +262,10 @@ def _fetch(wanted: _Wanted, progress: Progress | None) -> FetchedKernel:
     """Find the newest package, have it in the cache, and let the names point there."""
     import tempfile
 
-    cache = _cache_dir()
+    cache = cache_dir()
     package = _newest_package(wanted.package)
     shelf = os.path.join(cache, wanted.shelf)
-    # A colon in a version is written as apt writes it in the names of its own files.
-    key = f"{package.name}_{package.version.replace(':', '%3a')}"
+    key = _cache_key(package.name, package.version)
     directory = os.path.join(shelf, key)
     try:
         os.makedirs(shelf, exist_ok=True)
@@ -256,7 +295,8 @@ def _make_entry(wanted: _Wanted, package: _Package, work: str, progress: Progres
     new = os.path.join(work, "entry")
     os.mkdir(new)
     path = os.path.join(new, wanted.stored_as)
-    _extract(deb, wanted.member, path)
+    extract = _extract_all if wanted.many else _extract
+    extract(deb, wanted.member, path)
     status = os.stat(path)
     fields = {
         "Name": wanted.name,
@@ -444,7 +484,7 @@ def _download_failed(package: _Package, stderr: str) -> FetchError:
     lines = [line[2:].strip() for line in stderr.splitlines() if line.startswith("E:")]
     said = lines[0] if lines else "it did not say why"
     if "No space left" in said:
-        remedy = f"make room in {_cache_dir()}, or set XDG_CACHE_HOME"
+        remedy = f"make room in {cache_dir()}, or set XDG_CACHE_HOME"
     elif "404" in said:
         remedy = "apt's package lists are old: run `apt-get update` as root, then try again"
     else:
@@ -453,13 +493,37 @@ def _download_failed(package: _Package, stderr: str) -> FetchError:
 
 
 def _extract(deb: str, pattern: str, target: str) -> None:
-    """Copy the one regular file of a .deb whose path matches ``pattern`` to ``target``."""
-    import re
+    """Copy the first regular file of a .deb whose path matches ``pattern`` to ``target``."""
     import shutil
+    from contextlib import closing
+
+    with closing(_matching_files(deb, pattern)) as files:
+        member, content = next(files)
+        with open(target, "wb") as file:
+            shutil.copyfileobj(content, file, 1 << 20)
+        os.chmod(target, 0o755 if member.mode & 0o100 else 0o644)
+
+
+def _extract_all(deb: str, pattern: str, target: str) -> None:
+    """Copy all regular files of a .deb whose paths match ``pattern`` to a tar archive."""
+    import tarfile
+
+    with tarfile.open(target, "w") as archive:
+        for member, content in _matching_files(deb, pattern):
+            archive.addfile(member, content)
+
+
+def _matching_files(deb: str, pattern: str) -> Generator[tuple[TarInfo, IO[bytes]], None, None]:
+    """The regular files of a .deb whose paths match ``pattern``.
+
+    Raises FetchError if there is none, or if the .deb cannot be read.
+    """
+    import re
     import subprocess
     import tarfile
 
     expression = re.compile(pattern)
+    found = False
     try:
         with (
             subprocess.Popen(
@@ -471,19 +535,18 @@ def _extract(deb: str, pattern: str, target: str) -> None:
             tarfile.open(fileobj=process.stdout, mode="r|") as archive,
         ):
             for member in archive:
-                source = archive.extractfile(member) if member.isreg() else None
-                if source and expression.fullmatch(member.name.removeprefix("./")):
-                    with open(target, "wb") as file:
-                        shutil.copyfileobj(source, file, 1 << 20)
-                    os.chmod(target, 0o755 if member.mode & 0o100 else 0o644)
-                    return
+                content = archive.extractfile(member) if member.isreg() else None
+                if content and expression.fullmatch(member.name.removeprefix("./")):
+                    found = True
+                    yield member, content
     except FileNotFoundError:
         raise _no_apt("dpkg-deb") from None
     except tarfile.TarError as error:
         raise FetchError(
             f"{os.path.basename(deb)} cannot be unpacked: {error}; try again"
         ) from error
-    raise FetchError(
-        f"{os.path.basename(deb)} has no file that matches {pattern}; is this another release of "
-        "the distribution? give the file's path instead"
-    )
+    if not found:
+        raise FetchError(
+            f"{os.path.basename(deb)} has no file that matches {pattern}; is this another release "
+            "of the distribution? give the file's path instead"
+        )

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
-from kvm_bindings import Cap, Kvm, constants, install_kick_signal
+from kvm_bindings import Kvm, constants, install_kick_signal
 from pyvmm import boot
 from pyvmm.arch.x86_64 import layout, mptable
 from pyvmm.boot.handover import Blob, Handover
@@ -82,11 +82,13 @@ class Machine:
     ``console_output`` gets what the guest sends to its first serial port; it is called from the
     vCPU's thread. ``serial.receive`` takes what the guest shall read from there.
 
-    Entering raises KernelImageError, InitrdError, CmdlineError or ConfigError for what the user
-    gave, HostError or KvmError for what this host lacks.
+    Raises ConfigError if ``config`` does not make a machine; entering raises KernelImageError,
+    InitrdError or CmdlineError for what the user gave, HostError or KvmError for what this host
+    lacks.
     """
 
     def __init__(self, config: MachineConfig, console_output: Callable[[bytes], object]) -> None:
+        config.check()
         self.config = config
         self._console_output = console_output
         self._stack = ExitStack()
@@ -168,14 +170,18 @@ class Machine:
         return plan.entry
 
     def _set_up_vm(self) -> None:
-        """Interrupt chips before the timer, both before any vCPU; then the memory slots."""
+        """Memory slots, then interrupt chips, then the timer, all before any vCPU.
+
+        Slots first because it is faster: KVM waits 5 ms for others who may use the old list of
+        slots, if there have been any who use the VM's buses; the interrupt chips do.
+        """
+        for slot, region in enumerate(self.memory):
+            self.vm.set_user_memory_region(slot, region.base_gpa, region.buffer)
         self.vm.set_tss_addr(layout.TSS_GPA)
         self.vm.set_identity_map_addr(layout.IDENTITY_MAP_GPA)
         self.vm.create_irqchip()
         # A kernel that calibrates its TSC polls port 0x61; KVM answers there if it is told so.
         self.vm.create_pit2(constants.KVM_PIT_SPEAKER_DUMMY)
-        for slot, region in enumerate(self.memory):
-            self.vm.set_user_memory_region(slot, region.base_gpa, region.buffer)
 
     def _add_devices(self) -> None:
         """The devices of this machine, each at its ports."""
@@ -194,7 +200,7 @@ class Machine:
         add(ports.PM1A_CONTROL_PORT, ports.PM1A_CONTROL_PORTS, pm1_control, "ACPI PM1a control")
         add(ports.PCI_CONFIG_BASE, ports.PCI_CONFIG_PORTS, PciNone(), "PCI configuration")
         # What is written to the transmit register need not exit byte by byte: KVM collects it.
-        if self.vm.check_extension(Cap.COALESCED_PIO):
+        if self.vm.check_extension(constants.KVM_CAP_COALESCED_PIO):
             self.vm.register_coalesced_zone(ports.COM1_BASE, 1, pio=True)
 
     def _rtc(self) -> Rtc:

@@ -28,6 +28,7 @@ from pyvmm.outcome import Outcome, RunEnded, RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Literal
 
     from kvm_bindings import Vcpu
     from kvm_bindings.exits import InternalError, VcpuExit
@@ -37,9 +38,13 @@ _EXIT_IO = ExitReason.IO
 _EXIT_MMIO = ExitReason.MMIO
 _EXIT_INTR = ExitReason.INTR
 _IO_OUT = constants.KVM_EXIT_IO_OUT
-_PIO_DATA_OFFSET = constants.KVM_PIO_PAGE_OFFSET * 4096
+_CELL_FORMATS: dict[int, Literal["B", "H", "I"]] = {1: "B", 2: "H", 4: "I"}  # bytes: struct's code
 _MP_STATE_HALTED = constants.KVM_MP_STATE_HALTED
 _LONGEST_INSTRUCTION_BYTES = 15  # SDM 2A 2.3.11
+
+
+# A port access: is it an OUT, the device's writer or reader, and where the data lies.
+_PortAccess = tuple[bool, "Callable[..., Any]", memoryview]
 
 
 class VcpuLoop:
@@ -73,29 +78,28 @@ class VcpuLoop:
     def _run(self) -> RunResult:
         vcpu = self.vcpu
         run_once = vcpu.run
-        io = vcpu.io
-        read_port, write_port = self._ports.read, self._ports.write
-        # The data of a port access lies at the start of a page, whatever its size.
-        data_bytes = vcpu.buffer[_PIO_DATA_OFFSET : _PIO_DATA_OFFSET + 4]
-        byte, word, dword = data_bytes.cast("B"), data_bytes.cast("H"), data_bytes.cast("I")
+        io_header = vcpu.io_header
+        first_and_last = vcpu.coalesced_indices
+        accesses: dict[int, _PortAccess] = {}
         while True:
             reason = run_once()
             self.exits += 1
-            if vcpu.coalesced_pending:
+            if first_and_last[0] != first_and_last[1]:
                 self._drain_coalesced()
             if reason == _EXIT_IO:
-                size = io.size
-                if io.count != 1:
-                    self._string_io()
-                elif io.direction == _IO_OUT:
-                    value = byte[0] if size == 1 else word[0] if size == 2 else dword[0]
-                    write_port(io.port, size, value)
-                elif size == 1:
-                    byte[0] = read_port(io.port, 1)
-                elif size == 2:
-                    word[0] = read_port(io.port, 2)
+                header = io_header[0]
+                access = accesses.get(header)
+                if access is None:
+                    access = self._resolve_port_access()
+                    if access is None:
+                        self._string_io()
+                        continue
+                    accesses[header] = access
+                is_out, device, cell = access
+                if is_out:
+                    device(cell[0])
                 else:
-                    dword[0] = read_port(io.port, 4)
+                    cell[0] = device()
             elif reason == _EXIT_MMIO:
                 self._mmio_access()
             elif reason == _EXIT_INTR:
@@ -124,8 +128,26 @@ class VcpuLoop:
                     value = int.from_bytes(data[start : start + size], "little")
                     self._mmio.write(address, size, value)
 
+    def _resolve_port_access(self) -> _PortAccess | None:
+        """How to answer this port exit and all that are like it; None if it takes more than that.
+
+        ``kvm_run.io`` begins with direction, size, port and count, 64 bits together. So one number
+        says what is to be done, and what a device does at it, needs to be found out only once.
+        """
+        io = self.vcpu.io
+        if io.count != 1:
+            return None
+        is_out = io.direction == _IO_OUT
+        device = (self._ports.writer if is_out else self._ports.reader)(io.port, io.size)
+        if device is None:
+            return None
+        return is_out, device, self.vcpu.io_data().cast(_CELL_FORMATS[io.size])
+
     def _string_io(self) -> None:
-        """REP INS or REP OUTS: ``count`` accesses to one port in one exit."""
+        """The long way: ``count`` accesses to one port, or one that no device takes whole.
+
+        REP INS and REP OUTS do the former in one exit.
+        """
         io = self.vcpu.io
         data = self.vcpu.io_data()
         if io.direction == _IO_OUT:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvm_bindings import Cap, CpuidEntry, view
+from kvm_bindings import CpuidEntry, constants, view
 from pyvmm.arch.x86_64 import cpuid, lapic, msrs
 from pyvmm.errors import HostError
 
@@ -29,7 +29,7 @@ def guest_cpuid(kvm: Kvm, *, apic_id: int, cpu_count: int) -> list[CpuidEntry]:
         kvm.get_supported_cpuid(),
         apic_id=apic_id,
         cpu_count=cpu_count,
-        tsc_deadline=bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER)),
+        tsc_deadline=bool(kvm.check_extension(constants.KVM_CAP_TSC_DEADLINE_TIMER)),
     )
     return [CpuidEntry(*leaf) for leaf in leaves]
 

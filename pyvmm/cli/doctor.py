@@ -106,8 +106,8 @@ def _check_kvm() -> Iterator[Check]:
             yield Check(True, f"KVM API version {kvm.api_version()}")
             missing = False
             for wanted in WANTED:
-                value = kvm.check_extension(wanted.cap)
-                text = f"KVM_CAP_{wanted.cap.name}: {value or 'absent'} ({wanted.purpose})"
+                value = wanted.ask(kvm)
+                text = f"KVM_CAP_{wanted.name}: {value or 'absent'} ({wanted.purpose})"
                 if value or not wanted.required:
                     yield Check(bool(value) or None, text)
                 else:

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import PyvmmError
+
+if TYPE_CHECKING:
+    from argparse import HelpFormatter
 
 SUBCOMMANDS = ("run", "doctor", "fetch", "initramfs", "extract")
 
@@ -39,13 +43,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_subcommand(name: str, arguments: list[str]) -> int:
-    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+    from argparse import ArgumentParser
 
     module = import_module(f"pyvmm.cli.{name}")
     parser = ArgumentParser(
         prog=f"pyvmm {name}",
         description=module.HELP,
-        formatter_class=RawDescriptionHelpFormatter,
+        formatter_class=_help_formatter,
         allow_abbrev=False,
     )
     module.configure(parser)
@@ -66,6 +70,21 @@ def _run_subcommand(name: str, arguments: list[str]) -> int:
         print(f"pyvmm: error: {error}", file=sys.stderr)
         return STATUS_FAILURE
     return status
+
+
+def _help_formatter(prog: str) -> HelpFormatter:
+    """argparse's own, told the width: to find it out, argparse imports shutil, which takes 4 ms.
+
+    It makes a formatter for each option, help wanted or not.
+    """
+    import os
+    from argparse import RawDescriptionHelpFormatter
+
+    try:
+        columns = os.get_terminal_size().columns
+    except OSError:
+        columns = 80
+    return RawDescriptionHelpFormatter(prog, width=columns - 2)
 
 
 def _overview() -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from pyvmm.errors import DeviceError
@@ -168,7 +169,7 @@ _Port = tuple[
 
 
 class PortBus(_Bus):
-    """The 64 Ki I/O ports. A look-up is one dict access: this is the run loop's hot path."""
+    """The 64 Ki I/O ports. A look-up is one dict access; the run loop remembers even that."""
 
     _kind = "port"
     _end = 0x1_0000
@@ -199,6 +200,20 @@ class PortBus(_Bus):
             entry[1](entry[2], size, value)
         else:
             self._write_pieces(port, size, value)
+
+    def reader(self, port: int, size: int) -> Callable[[], int] | None:
+        """``read(port, size)`` without the look-up, if a device takes that in one piece."""
+        entry = self._ports.get(port)
+        if entry is None or size > entry[3]:
+            return None
+        return partial(entry[0], entry[2], size)
+
+    def writer(self, port: int, size: int) -> Callable[[int], None] | None:
+        """``write(port, size, value)`` without the look-up, likewise."""
+        entry = self._ports.get(port)
+        if entry is None or size > entry[3]:
+            return None
+        return partial(entry[1], entry[2], size)
 
     def read_string(self, port: int, size: int, count: int) -> bytes:
         """What an ``ins`` of ``count`` elements of ``size`` bytes gives, in memory order."""
