@@ -1,0 +1,36 @@
+"""Which kind of KVM this is, checked against what the processor itself says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvm_bindings import Kvm
+from pyvmm.capabilities import WANTED, check_required
+from pyvmm.errors import HostError
+from pyvmm.probe import Virtualization, probe_virtualization
+
+pytestmark = pytest.mark.kvm
+
+
+def test_hardware_virtualization_is_found_where_the_processor_has_it() -> None:
+    with Kvm() as kvm:
+        found = probe_virtualization(kvm)
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    has_hardware = bool(flags & {"vmx", "svm"})
+    assert found is (Virtualization.HARDWARE if has_hardware else Virtualization.SOFTWARE)
+
+
+def test_required_capabilities_are_there() -> None:
+    with Kvm() as kvm:
+        check_required(kvm)
+
+
+def test_a_missing_capability_is_named() -> None:
+    class Poor(Kvm):
+        def check_extension(self, cap: int) -> int:
+            return 0
+
+    with Poor() as kvm, pytest.raises(HostError, match=f"no KVM_CAP_{WANTED[0].name}"):
+        check_required(kvm)
