@@ -13,6 +13,7 @@ from pyvmm.units import PAGE_SIZE, MiB, format_size
 
 DEFAULT_MEMORY_BYTES = 512 * MiB
 MINIMUM_MEMORY_BYTES = 2 * MiB
+HUGE_PAGE_SIZE = 2 * MiB  # of x86-64 (SDM 3A 4.5); the default of Linux's hugetlbfs
 DEFAULT_CMDLINE = "earlyprintk=ttyS0 console=ttyS0 reboot=k panic=-1"
 """The console on the serial port from the first line on, resets by the keyboard controller, and a
 reset, thus the end of the run, after a panic."""
@@ -51,6 +52,11 @@ class MachineConfig(NamedTuple):
             raise ConfigError(
                 f"{self.memory_bytes} bytes of memory were asked for; "
                 f"expected a multiple of the page size, {PAGE_SIZE}"
+            )
+        if self.huge_pages is HugePages.HUGETLB and self.memory_bytes % HUGE_PAGE_SIZE:
+            raise ConfigError(
+                f"{format_size(self.memory_bytes)} of memory was asked for, of huge pages; "
+                f"expected a multiple of their size, {format_size(HUGE_PAGE_SIZE)}"
             )
         if self.memory_bytes > MAXIMUM_MEMORY_BYTES:
             raise ConfigError(

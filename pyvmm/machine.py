@@ -17,6 +17,7 @@ that Python delivers to it, and looks now and then whether the guest still moves
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from contextlib import ExitStack
@@ -44,6 +45,7 @@ from pyvmm.loader.initrd import place_initrd
 from pyvmm.loader.load import load_kernel
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, RunEnded, RunResult
+from pyvmm.threads import start_thread
 from pyvmm.vcpu_loop import VcpuLoop
 from pyvmm.vcpu_setup import guest_cpuid, set_up_vcpu
 
@@ -219,9 +221,9 @@ class Machine:
 
         To be called from the main thread if signal handlers are to call ``stop``.
         """
-        install_kick_signal()
-        thread = threading.Thread(target=self._run_vcpu, name="vcpu0", daemon=True)
-        thread.start()
+        arguments = (install_kick_signal(),)
+        thread = threading.Thread(target=self._run_vcpu, args=arguments, name="vcpu0", daemon=True)
+        start_thread(thread)
         self._vcpu_thread_id = thread.native_id or 0
         try:
             self._supervise(timeout_s)
@@ -237,7 +239,9 @@ class Machine:
             self.loop.end = result
         self._ended.put(None)
 
-    def _run_vcpu(self) -> None:
+    def _run_vcpu(self, kick_signal: int) -> None:
+        # We may have been started with signals blocked. This one must come through.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {kick_signal})
         try:
             self._ending = self.loop.run()
         except BaseException as error:  # whatever it is, it belongs to the caller of run()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from contextlib import contextmanager
+from errno import EPIPE
 from typing import TYPE_CHECKING
 
 from pyvmm.boot import Protocol
+from pyvmm.cli.messages import tell
 from pyvmm.config import DEFAULT_CMDLINE, DEFAULT_MEMORY_BYTES, MachineConfig
 from pyvmm.errors import ConfigError
 from pyvmm.loader.load import Decompress
@@ -98,13 +100,13 @@ def run(args: Namespace) -> int:
     """Boot, connect the terminal, wait for the end, and say how it ended."""
     guard_standard_fds()
     config = _config(args)
+    config.check()  # a mistake is told before anything is fetched
+    config = config._replace(kernel=_kernel_path(args.kernel))
     writer = ConsoleWriter(1)
     with Machine(config, writer.write) as machine:
         if args.verbose:
             _describe(machine)
-        with _ended_by_signals(machine), RawTerminal(0) as terminal:
-            # After Ctrl-Z and fg, the shell has left the terminal in modes of its own.
-            signal.signal(signal.SIGCONT, lambda _number, _frame: terminal.apply())
+        with _ended_by_signals(machine), RawTerminal(0) as terminal, _raw_after_stop(terminal):
             reader = ConsoleReader(
                 0,
                 machine.serial,
@@ -118,13 +120,14 @@ def run(args: Namespace) -> int:
             finally:
                 reader.close()
                 writer.close(_FLUSH_PATIENCE_S)
+        if not writer.at_line_start and os.isatty(1) and os.isatty(2):
+            tell("")
         if args.verbose:
             _tell_what_happened(machine)
-    if writer.dropped_bytes:
-        _message(f"pyvmm: {writer.dropped_bytes} bytes of console output were not read, and lost")
+    _tell_what_was_lost(writer)
     if result.report:
-        _message(result.report)
-    _message(f"pyvmm: {result.summary}")
+        tell(result.report)
+    tell(f"pyvmm: {result.summary}")
     return result.exit_status
 
 
@@ -138,7 +141,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 def _config(args: Namespace) -> MachineConfig:
     return MachineConfig(
-        kernel=_kernel_path(args.kernel),
+        kernel="",  # not known yet: it may have to be fetched
         cmdline=args.cmdline,
         initrd=args.initrd,
         memory_bytes=parse_size(args.mem),
@@ -189,7 +192,13 @@ def _ended_by_signals(machine: Machine) -> Iterator[None]:
         name = signal.Signals(number).name
         machine.stop(RunResult(Outcome.SIGNAL, f"ended by {name}", number))
 
-    previous = {number: signal.signal(number, end) for number in _SIGNALS}
+    # One that we were started to ignore, as by nohup, or by a shell for a job in the background,
+    # stays ignored.
+    previous = {
+        number: signal.signal(number, end)
+        for number in _SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -197,25 +206,34 @@ def _ended_by_signals(machine: Machine) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _raw_after_stop(terminal: RawTerminal) -> Iterator[None]:
+    """After Ctrl-Z and fg the shell has left the terminal in modes of its own: set ours again."""
+    previous = signal.signal(signal.SIGCONT, lambda _number, _frame: terminal.apply())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, previous)
+
+
 def _describe(machine: Machine) -> None:
     """What lies where in the guest, and how it is entered."""
-    _message(f"pyvmm: {machine.config.kernel}: {machine.kernel.format.value}, "
+    tell(f"pyvmm: {machine.config.kernel}: {machine.kernel.format.value}, "
              f"entered by {machine.protocol.value} at {machine.entry_gpa:#x}")  # fmt: skip
     for name, gpa, size_bytes in machine.placements():
-        _message(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
+        tell(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
 
 
 def _tell_what_happened(machine: Machine) -> None:
-    _message(f"pyvmm: {machine.exits} exits to userspace")
+    tell(f"pyvmm: {machine.exits} exits to userspace")
     for port, (reads, writes) in sorted(machine.ports.unclaimed().items()):
-        _message(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
+        tell(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
     for gpa, (reads, writes) in sorted(machine.mmio.unclaimed().items()):
-        _message(f"  no device at address {gpa:#x}: {reads} reads, {writes} writes")
+        tell(f"  no device at address {gpa:#x}: {reads} reads, {writes} writes")
 
 
-def _message(text: str) -> None:
-    """A line to the user. A closed standard error is no reason to fail."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass
+def _tell_what_was_lost(writer: ConsoleWriter) -> None:
+    if writer.error is not None and writer.error.errno != EPIPE:  # `| head` is no accident
+        tell(f"pyvmm: console output was lost: standard output: {writer.error.strerror}")
+    if writer.dropped_bytes:
+        tell(f"pyvmm: {writer.dropped_bytes} bytes of console output were not read, and lost")
