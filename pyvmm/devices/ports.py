@@ -12,7 +12,8 @@
 0x00f4 .. 0x00f7   debug exit                 pyvmm.devices.debug_exit
 0x03f8 .. 0x03ff   COM1                       pyvmm.devices.serial
 0x04d0 .. 0x04d1   PIC edge/level control     in the kernel
-0x0604 .. 0x0605   ACPI PM1a control          pyvmm.devices.power
+0x0505             pvpanic                    pyvmm.devices.pvpanic
+0x0600 .. 0x0605   ACPI PM1 block             pyvmm.devices.power
 0x0cf8 .. 0x0cff   PCI configuration          pyvmm.devices.pci_none
 
 Where nothing else is named, the numbers are those of the IBM PC AT (Technical Reference,
@@ -31,6 +32,7 @@ I8042_KBD_IRQ = 1
 
 RTC_BASE = 0x70
 RTC_PORTS = 2
+RTC_IRQ = 8
 
 POST_CODE_PORT = 0x80
 # Linux writes here instead of to 0x80 if told so (arch/x86/kernel/io_delay.c, io_delay=0xed).
@@ -45,10 +47,18 @@ COM1_BASE = 0x3F8
 COM_PORTS = 8
 COM1_IRQ = 4
 
-# ACPI leaves the address to the FADT. This is where QEMU's machines have it, and where guests
-# without ACPI tables have learnt to write 0x2000 to power off.
+# Where QEMU has it by default (docs/specs/pvpanic.rst). Guests are told by the DSDT.
+PVPANIC_PORT = 0x505
+
+# ACPI leaves the addresses to the FADT. This is where QEMU's machines have them, and where guests
+# without ACPI tables have learnt to write 0x2000, to the control register, to power off.
+PM1A_EVENT_PORT = 0x600
+PM1A_EVENT_PORTS = 4
 PM1A_CONTROL_PORT = 0x604
 PM1A_CONTROL_PORTS = 2
+PM1A_PORTS = PM1A_EVENT_PORTS + PM1A_CONTROL_PORTS
+# The interrupt of the PM1 events, a level: 9 on most PCs since the PIIX4.
+SCI_IRQ = 9
 
 # PCI Local Bus Specification 3.0, 3.2.2.3.2: CONFIG_ADDRESS and CONFIG_DATA.
 PCI_CONFIG_BASE = 0xCF8
