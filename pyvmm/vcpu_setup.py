@@ -34,8 +34,8 @@ def guest_cpuid(kvm: Kvm, *, apic_id: int, cpu_count: int) -> list[CpuidEntry]:
     return [CpuidEntry(*leaf) for leaf in leaves]
 
 
-def set_up_vcpu(vcpu: Vcpu, leaves: list[CpuidEntry], entry: EntryState) -> None:
-    """Make a fresh vCPU ready to run from ``entry``.
+def set_up_vcpu(vcpu: Vcpu, leaves: list[CpuidEntry], entry: EntryState | None) -> None:
+    """Make a fresh vCPU ready to run from ``entry``; without one, from where a SIPI says.
 
     Raises HostError if KVM does not take an MSR that kernels rely on.
     """
@@ -51,7 +51,8 @@ def set_up_vcpu(vcpu: Vcpu, leaves: list[CpuidEntry], entry: EntryState) -> None
     fpu.fcw = _FCW_INITIAL
     vcpu.set_fpu(fpu)
     wire_lapic(vcpu)
-    set_entry(vcpu, entry)
+    if entry is not None:
+        set_entry(vcpu, entry)
 
 
 def wire_lapic(vcpu: Vcpu) -> None:
