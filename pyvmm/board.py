@@ -17,6 +17,7 @@ A reset is a new board: nothing of the old one can be left over in it.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 from threading import Lock
@@ -40,21 +41,25 @@ from pyvmm.devices.serial import Serial16550
 from pyvmm.loader.cmdline import place_cmdline
 from pyvmm.loader.image import KernelImage
 from pyvmm.loader.initrd import place_initrd
-from pyvmm.loader.load import load_kernel
+from pyvmm.loader.load import Placement, load_kernel
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, RunEnded, RunResult
 from pyvmm.vcpu_loop import VcpuLoop
-from pyvmm.vcpu_setup import guest_cpuid, set_up_vcpu
+from pyvmm.vcpu_setup import CpuidSource, set_up_vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from kvm_bindings import CpuidEntry, Vm
+    from kvm_bindings import Vm
     from pyvmm.arch.x86_64.registers import EntryState
     from pyvmm.config import MachineConfig
 
     Output = Callable[[bytes], object]
+
+
+# As many as Linux's generator takes for a full seed (include/crypto/chacha.h, CHACHA_KEY_SIZE).
+_RNG_SEED_BYTES = 32
 
 
 class GsiLine:
@@ -92,22 +97,12 @@ class Board:
             self.memory = stack.enter_context(GuestMemory.create(
                 config.memory_bytes, backing=config.backing, huge_pages=config.huge_pages
             ))  # fmt: skip
-            cpuids = [
-                guest_cpuid(self.kvm, apic_id=apic_id, cpu_count=config.cpus)
-                for apic_id in range(config.cpus)
-            ]
-            entry = self._load(cpuids[0])
+            entry = self._load()
             self.vm = stack.enter_context(self.kvm.create_vm())
             self._set_up_vm()
             self._add_devices()
-            self.loops: list[VcpuLoop] = []
-            device_lock = Lock() if config.cpus > 1 else None
-            for apic_id, leaves in enumerate(cpuids):
-                vcpu = stack.enter_context(self.vm.create_vcpu(apic_id))
-                # All others wait in KVM until the first one starts them with INIT and SIPI.
-                set_up_vcpu(vcpu, leaves, entry if apic_id == 0 else None)
-                loop = VcpuLoop(vcpu, self.ports, self.mmio, self.memory.read, device_lock)
-                self.loops.append(loop)
+            self._add_vcpus(stack, entry)
+            self._write_mptable()
             self._stack = stack.pop_all()
         return self
 
@@ -123,13 +118,13 @@ class Board:
         """Give everything back to the host. No vCPU may be running."""
         self._stack.close()
 
-    def placements(self) -> Iterator[tuple[str, int, int]]:
-        """What was put into guest memory, by address: (name, gpa, size in bytes)."""
-        yield from sorted(self._placements, key=lambda placement: placement[1])
+    def placements(self) -> Iterator[Placement]:
+        """What was put into guest memory, by address."""
+        yield from sorted(self._placements, key=lambda placement: placement.base_gpa)
 
     # Each of these is one step of the way in ``__enter__``.
 
-    def _load(self, leaves: list[CpuidEntry]) -> EntryState:
+    def _load(self) -> EntryState:
         """Put kernel, command line, initrd and the protocol's tables into guest memory."""
         config = self.config
         with KernelImage.open(config.kernel) as image:
@@ -137,26 +132,22 @@ class Board:
         self.protocol, self.entry_gpa = boot.choose(config.protocol, self.kernel)
         cmdline = place_cmdline(config.cmdline, self.memory, self.kernel)
         initrd = place_initrd(config.initrd, self.memory, self.kernel)
-        handover = Handover(self.kernel, memory_map(self.memory), cmdline, initrd)
-        plan = boot.plan_boot(self.protocol, self.entry_gpa, handover)
-
-        features = next(leaf for leaf in leaves if leaf.function == 1)
-        table = mptable.build(
-            cpu_count=config.cpus,
-            cpu_signature=features.eax,
-            cpu_features=features.edx,
-            base_gpa=layout.MPTABLE_GPA,
-        )
-        blobs = [*plan.blobs, Blob("MP table", layout.MPTABLE_GPA, table)]
-        for blob in blobs:
-            self.memory.write(blob.gpa, blob.data)
-        self._placements = [
-            *self.kernel.placements,
+        handover = Handover(
+            self.kernel,
+            memory_map(self.memory),
             cmdline,
-            *([initrd] if initrd else []),
-            *((blob.name, blob.gpa, len(blob.data)) for blob in blobs),
-        ]
+            initrd,
+            rng_seed=os.urandom(_RNG_SEED_BYTES),
+        )
+        plan = boot.plan_boot(self.protocol, self.entry_gpa, handover)
+        self._placements = [*self.kernel.placements, cmdline, *([initrd] if initrd else [])]
+        for blob in plan.blobs:
+            self._write(blob)
         return plan.entry
+
+    def _write(self, blob: Blob) -> None:
+        self.memory.write(blob.gpa, blob.data)
+        self._placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
 
     def _set_up_vm(self) -> None:
         """Memory slots, then interrupt chips, then the timer, all before any vCPU.
@@ -171,6 +162,29 @@ class Board:
         self.vm.create_irqchip()
         # A kernel that calibrates its TSC polls port 0x61; KVM answers there if it is told so.
         self.vm.create_pit2(constants.KVM_PIT_SPEAKER_DUMMY)
+
+    def _add_vcpus(self, stack: ExitStack, entry: EntryState) -> None:
+        """The processors: the first starts at ``entry``, the others when it sends them a SIPI."""
+        cpuid_source = CpuidSource(self.kvm, self.config.cpus)
+        device_lock = Lock() if self.config.cpus > 1 else None
+        self.loops: list[VcpuLoop] = []
+        for apic_id in range(self.config.cpus):
+            vcpu = stack.enter_context(self.vm.create_vcpu(apic_id))
+            leaves = cpuid_source.leaves_for(vcpu)
+            set_up_vcpu(vcpu, leaves, entry if apic_id == 0 else None)
+            self.loops.append(VcpuLoop(vcpu, self.ports, self.mmio, self.memory.read, device_lock))
+            if apic_id == 0:
+                self._features = next(leaf for leaf in leaves if leaf.function == 1)
+
+    def _write_mptable(self) -> None:
+        """For kernels that do without ACPI."""
+        table = mptable.build(
+            cpu_count=self.config.cpus,
+            cpu_signature=self._features.eax,
+            cpu_features=self._features.edx,
+            base_gpa=layout.MPTABLE_GPA,
+        )
+        self._write(Blob("MP table", layout.MPTABLE_GPA, table))
 
     def _add_devices(self) -> None:
         """The devices of this machine, each at its ports."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from kvm_bindings import Vcpu
     from pyvmm.boot import Protocol
     from pyvmm.config import MachineConfig
-    from pyvmm.loader.load import LoadedKernel
+    from pyvmm.loader.load import LoadedKernel, Placement
     from pyvmm.memory import GuestMemory
     from pyvmm.vcpu_loop import VcpuLoop
 
@@ -244,8 +244,8 @@ class Machine:
         """How often the guest has needed us."""
         return self._exits_before_reset + sum(loop.exits for loop in self.board.loops)
 
-    def placements(self) -> Iterator[tuple[str, int, int]]:
-        """What was put into guest memory, by address: (name, gpa, size in bytes)."""
+    def placements(self) -> Iterator[Placement]:
+        """What was put into guest memory, by address."""
         return self.board.placements()
 
     def _pause(self, wanted: bool) -> None:
