@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvm_bindings._abi import ffi, lib
 from kvm_bindings._ioctl import ioctl_ptr
@@ -38,11 +38,26 @@ def read_entries(fd: int, name: str) -> list[CpuidEntry]:
         if result >= 0:
             return [
                 CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-                for e in table.entries[0 : table.nent]
+                for e in table.entries[0 : _count(table)]
             ]
         if result != -errno.E2BIG or capacity >= MAX_ENTRIES:
             raise KvmError(name, -result)
         capacity *= 2
+
+
+def _count(table: Any) -> int:
+    """How many entries KVM has written.
+
+    ``nent`` says so, but KVM_GET_CPUID2 of older kernels (Linux 6.1 is one) leaves it at the number
+    that there was room for. What was not written is still zero.
+    """
+    count: int = table.nent
+    while count > 0:
+        last = table.entries[count - 1]
+        if last.function or last.eax or last.ebx or last.ecx or last.edx:
+            break
+        count -= 1
+    return count
 
 
 def write_entries(fd: int, entries: Iterable[tuple[int, int, int, int, int, int, int]]) -> None:

@@ -15,6 +15,7 @@ DEFAULT_MEMORY_BYTES = 512 * MiB
 MAXIMUM_CPUS = 32
 """As many as the MP table has room for beside its other entries, less a few."""
 MINIMUM_MEMORY_BYTES = 2 * MiB
+HUGE_PAGE_SIZE = 2 * MiB  # of x86-64 (SDM 3A 4.5); the default of Linux's hugetlbfs
 DEFAULT_CMDLINE = "earlyprintk=ttyS0 console=ttyS0 reboot=k panic=-1"
 """The console on the serial port from the first line on, resets by the keyboard controller, and a
 reset, thus the end of the run, after a panic."""
@@ -52,6 +53,11 @@ class MachineConfig(NamedTuple):
             raise ConfigError(
                 f"{self.memory_bytes} bytes of memory were asked for; "
                 f"expected a multiple of the page size, {PAGE_SIZE}"
+            )
+        if self.huge_pages is HugePages.HUGETLB and self.memory_bytes % HUGE_PAGE_SIZE:
+            raise ConfigError(
+                f"{format_size(self.memory_bytes)} of memory was asked for, of huge pages; "
+                f"expected a multiple of their size, {format_size(HUGE_PAGE_SIZE)}"
             )
         if self.memory_bytes > MAXIMUM_MEMORY_BYTES:
             raise ConfigError(

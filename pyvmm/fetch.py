@@ -98,6 +98,9 @@ def resolve_kernel(argument: str, *, progress: Progress | None = None) -> str:
         return embedded.path("kernel.elf")
     if argument == "embedded:bzimage":
         return embedded.path("kernel.bzimage")
+    if cached := cached_kernel(argument):
+        return cached.path
+    _manifest_entry(argument, "neither a file nor a kernel's name", also=("embedded",))
     return fetch_kernel(argument, progress=progress).path
 
 
@@ -209,19 +212,22 @@ def fetch_kernel_modules(
     return fetched.path
 
 
-def _manifest_entry(name: str) -> ManifestEntry:
+def _manifest_entry(
+    name: str, what_else: str = "not the name of a kernel to fetch", also: tuple[str, ...] = ()
+) -> ManifestEntry:
+    """The entry of ``name``. Raises ConfigError, saying it is ``what_else``, if there is none."""
     entries = list_kernels()
     for entry in entries:
         if name == entry.name or name in entry.aliases:
             return entry
     import difflib
 
-    names = [known for entry in entries for known in (*entry.aliases, entry.name)]
+    names = [*also, *(known for entry in entries for known in (*entry.aliases, entry.name))]
     close = difflib.get_close_matches(name, names, n=1)
     raise ConfigError(
-        f"{name!r} is neither a file nor a kernel's name"
+        f"{name!r} is {what_else}"
         + (f"; did you mean {close[0]}?" if close else "")
-        + f" (the names are embedded, {', '.join(names)})"
+        + f" (the names are {', '.join(names)})"
     )
 
 
@@ -229,10 +235,19 @@ def _manifest_entry(name: str) -> ManifestEntry:
 
 
 def cache_dir() -> str:
-    """Where everything that is fetched, and what is made of it, is kept."""
+    """Where everything that is fetched, and what is made of it, is kept.
+
+    Raises FetchError if the user has no home, and names no other place.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # unset, empty, or relative, which the specification ignores
-        base = os.path.join(os.path.expanduser("~"), ".cache")
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):
+            raise FetchError(
+                f"there is no home directory for user id {os.getuid()} to keep a cache in; "
+                "set XDG_CACHE_HOME, or HOME, to the path of a directory"
+            )
+        base = os.path.join(home, ".cache")
     return os.path.join(base, "pyvmm")
 
 
@@ -436,11 +451,11 @@ def _download(package: _Package, directory: str, progress: Progress | None) -> s
     for option in options:
         command += ["-o", option]
     command += ["download", f"{package.name}={package.version}"]
-    errors_path = os.path.join(directory, "errors")
     try:
         with (
             open(status_read, encoding="utf-8", errors="replace") as status_lines,
-            open(errors_path, "w+", encoding="utf-8", errors="replace") as errors,
+            # In memory: if the disk is full, apt has to say so somewhere else.
+            open(os.memfd_create("errors"), "w+", encoding="utf-8", errors="replace") as errors,
         ):
             try:
                 process = subprocess.Popen(

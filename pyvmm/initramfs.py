@@ -12,7 +12,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm.errors import ConfigError, HostError, ImageError
+from pyvmm.errors import ConfigError, ImageError
+from pyvmm.loader.files import read_regular, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -162,7 +163,7 @@ def build_initramfs(
     absolute path in the guest. ``compress`` gzips it: smaller, slower to unpack.
 
     Raises ImageError for a file that is missing or of no use, ConfigError for two files with one
-    name, HostError if ``out_path`` cannot be written.
+    name or an ``out_path`` that is none, HostError if it cannot be written.
     """
     tree = _Tree()
     for name in _DIRECTORIES:
@@ -188,7 +189,7 @@ def build_initramfs(
         import gzip
 
         archive = gzip.compress(archive, 6, mtime=0)
-    _write(out_path, archive)
+    write_whole(out_path, archive)
     return len(archive)
 
 
@@ -210,10 +211,7 @@ def _read(path: str) -> bytes:
 
 def _read_busybox(path: str) -> bytes:
     """The busybox binary, once it is sure that it can run with nothing beside it."""
-    try:
-        data = _read(path)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+    data = read_regular(path, "a static busybox", ImageError)
     # System V gABI, chapters 4 and 5: EI_CLASS 2 is 64-bit, EM_X86_64 is 62, PT_INTERP is 3.
     machine = int.from_bytes(data[18:20], "little")
     if data[:5] != b"\x7fELF\x02" or machine != 62 or len(data) < 64:
@@ -252,18 +250,3 @@ def _applets(busybox_path: str) -> list[str]:
             "applets; is the file executable, and a busybox?"
         ) from error
     return [os.fsdecode(line).lstrip("/") for line in result.stdout.splitlines() if line]
-
-
-def _write(path: str, data: bytes) -> None:
-    """Write a file, complete or not at all; what is no regular file is written in place."""
-    in_place = os.path.exists(path) and not os.path.isfile(path)
-    target = path if in_place else f"{path}.{os.getpid()}.partial"
-    try:
-        with open(target, "wb") as file:
-            file.write(data)
-        if not in_place:
-            os.replace(target, path)
-    except OSError as error:
-        if not in_place and os.path.exists(target):
-            os.unlink(target)
-        raise HostError(f"cannot write {path}: {error.strerror or error}") from error

@@ -23,6 +23,7 @@ lock here, and no order of events that it does not know of. The queue is a Simpl
 
 from __future__ import annotations
 
+import signal
 import threading
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -31,8 +32,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_bindings import KvmError, install_kick_signal
 from pyvmm.board import Board
 from pyvmm.console import Console, PanicWatch, SerialInput
-from pyvmm.errors import HostError, MachineStateError
+from pyvmm.errors import MachineStateError
 from pyvmm.outcome import Outcome, RunResult
+from pyvmm.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -112,6 +114,7 @@ class Machine:
         self._paused = False
         self._ending: RunResult | BaseException = STOPPED
         self._exits_before_reset = 0
+        self._kick_signal = 0
         self.boots = 0
         """How often the machine has been powered on or reset."""
 
@@ -144,7 +147,7 @@ class Machine:
         """Let the guest run. Once in a machine's life."""
         if self._supervisor is not None:
             raise MachineStateError("the machine was started before; make a new one")
-        install_kick_signal()
+        self._kick_signal = install_kick_signal()
         self._supervisor = _start_thread("machine", self._supervise)
 
     def wait(self, timeout_s: float | None = None) -> RunResult | None:
@@ -305,6 +308,8 @@ class Machine:
 
     def _run_vcpu(self, loop: VcpuLoop) -> None:
         ending: RunResult | BaseException
+        # We may have been started with signals blocked. This one must come through.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {self._kick_signal})
         try:
             ending = loop.run()
         except BaseException as error:
@@ -392,10 +397,5 @@ def _end_loops(loops: list[VcpuLoop], threads: list[threading.Thread]) -> None:
 
 def _start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=target, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as error:
-        raise HostError(
-            f"the host did not give a thread for {name} ({error}); end some processes"
-        ) from error
+    start_thread(thread)
     return thread

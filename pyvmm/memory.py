@@ -100,9 +100,15 @@ class GuestMemory:
         try:
             for base_gpa, region_bytes in extents:
                 regions.append(_map_region(base_gpa, region_bytes, backing, huge_pages))
-        except BaseException:
+        except (OSError, OverflowError) as error:
             cls(regions).close()
-            raise
+            remedy = "ask for less with --mem"
+            if huge_pages is HugePages.HUGETLB:
+                remedy = "raise vm.nr_hugepages, or use transparent huge pages"
+            raise HostError(
+                f"the host did not give {format_size(size_bytes)} of memory for the guest "
+                f"({error}); {remedy}"
+            ) from error
         return cls(regions)
 
     def __enter__(self) -> GuestMemory:
@@ -246,16 +252,10 @@ def _map_region(
             buffer = mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED)
         else:
             buffer = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
+    except BaseException:
         if fd is not None:
             os.close(fd)
-        remedy = "ask for less with --mem"
-        if huge_pages is HugePages.HUGETLB:
-            remedy = "raise vm.nr_hugepages, or use transparent huge pages"
-        raise HostError(
-            f"the host did not give {format_size(size_bytes)} of memory for the guest ({error}); "
-            f"{remedy}"
-        ) from error
+        raise
     if huge_pages is HugePages.TRANSPARENT:
         try:
             buffer.madvise(mmap.MADV_HUGEPAGE)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from errno import EPIPE
 from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.terminal import ConsoleReader, ConsoleWriter, RawTerminal
+from pyvmm.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +79,11 @@ class Stdio:
             self._reader.close()
         self._writer.close(_FLUSH_PATIENCE_S)
         self._terminal.restore()
+
+    @property
+    def is_mid_line(self) -> bool:
+        """Whether a message on the terminal would begin in the middle of a line of the guest's."""
+        return not self._writer.at_line_start and os.isatty(1) and os.isatty(2)
 
     @property
     def notes(self) -> list[str]:
@@ -182,7 +189,7 @@ class Socket:
         self._thread = threading.Thread(
             target=self._serve, args=[port], name="serial-socket", daemon=True
         )
-        self._thread.start()
+        start_thread(self._thread)
 
     def close(self) -> None:
         """Hang up, and take the socket away."""
@@ -246,8 +253,8 @@ def _lost(where: str, writer: ConsoleWriter) -> list[str]:
     notes = []
     if writer.dropped_bytes:
         notes.append(f"{writer.dropped_bytes} bytes of console output were not read, and lost")
-    if writer.error is not None:
-        notes.append(f"console output to {where} ended early: {writer.error.strerror}")
+    if writer.error is not None and writer.error.errno != EPIPE:  # `| head` is no accident
+        notes.append(f"console output was lost: {where}: {writer.error.strerror}")
     return notes
 
 

@@ -30,6 +30,8 @@ from errno import EIO
 from select import POLLIN, POLLOUT, poll
 from typing import TYPE_CHECKING, Protocol
 
+from pyvmm.errors import HostError
+from pyvmm.threads import start_thread
 from pyvmm.units import KiB, MiB
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ _CLOSED_POLL_S = 0.1
 _READ_BYTES = 4 * KiB
 _TYPED_AHEAD_MAX_BYTES = 256 * KiB
 _BACKGROUND_POLL_S = 0.25
+
+_NEWLINE = 0x0A
 
 ESCAPE = 0x01  # Ctrl-A
 HELP = (
@@ -209,9 +213,11 @@ class ConsoleWriter:
 
     def __init__(self, fd: int, *, limit_bytes: int = MiB, stall_s: float = _STALL_S) -> None:
         self.dropped_bytes = 0
-        """All that was dropped because nobody read it."""
+        """All that was dropped because nobody read it; after ``close``, all that nobody got."""
         self.error: OSError | None = None
         """Why nothing is written any more, if so."""
+        self.at_line_start = True
+        """Whether what was written ends with a line's end."""
         self._fd = fd
         self._limit_bytes = limit_bytes
         self._stall_s = stall_s
@@ -233,7 +239,10 @@ class ConsoleWriter:
         self._thread: threading.Thread | None = None
 
     def write(self, data: bytes) -> None:
-        """Have ``data`` written soon. Does not fail; see ``error`` and ``dropped_bytes``."""
+        """Have ``data`` written soon. Does not fail; see ``error`` and ``dropped_bytes``.
+
+        Raises HostError if it is the first, and the host has no thread to give.
+        """
         with self._lock:
             if len(self._buffer) + len(data) > self._limit_bytes or self._unnoted_bytes:
                 data = self._wait_for_room(data)
@@ -254,6 +263,8 @@ class ConsoleWriter:
         is_flushed = self.flush(timeout_s)
         with self._lock:
             self._closed = True
+            self.dropped_bytes += len(self._buffer)
+            self._buffer.clear()
             self._progress.notify_all()
             if self._idle and self._thread is not None:
                 self._wake_writer()
@@ -267,8 +278,13 @@ class ConsoleWriter:
     def _wake_writer(self) -> None:
         self._idle = False
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="console-out", daemon=True)
-            self._thread.start()  # it looks into the buffer first
+            thread = threading.Thread(target=self._run, name="console-out", daemon=True)
+            try:
+                start_thread(thread)  # it looks into the buffer first
+            except HostError:
+                self._closed = True  # nobody will wait for it
+                raise
+            self._thread = thread
         else:
             self._wake.release()
 
@@ -339,6 +355,8 @@ class ConsoleWriter:
             with self._lock:
                 self._in_flight = False
                 self.error = error
+                if taken and error is None:
+                    self.at_line_start = part[taken - 1] == _NEWLINE
                 self._after_write(taken)
                 has_little = len(self._buffer) < _PIPE_BUF
                 if self._waiting:
@@ -401,9 +419,9 @@ class ConsoleReader:
         self._thread = threading.Thread(target=self._run, name="console-in", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Begin to read. Raises HostError if the host has no thread to give."""
         self._receiver.on_room = self._wake
-        self._thread.start()
+        start_thread(self._thread)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """End reading. ``fd`` stays open."""

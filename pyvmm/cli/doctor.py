@@ -79,22 +79,29 @@ def _check_device() -> Check:
             "in a VM have nested virtualization enabled; in a container pass --device /dev/kvm",
         )
     if not os.access(path, os.R_OK | os.W_OK):
-        return Check(
-            False,
-            f"{path} may not be opened by user id {os.getuid()}",
-            f"join the group that owns it: `sudo usermod -aG {_group_of(path)} $USER`, "
-            "then log in anew",
-        )
+        problem = f"{path} may not be opened by user id {os.getuid()}"
+        return Check(False, problem, _access_remedy(path))
     return Check(True, f"{path} is there and may be opened")
 
 
-def _group_of(path: str) -> str:
+def _access_remedy(path: str) -> str:
+    """How to be let in. By the group that owns it, unless that is none to join, or of no use."""
     import grp
+    import stat
 
+    status = os.stat(path)
     try:
-        return grp.getgrgid(os.stat(path).st_gid).gr_name
+        group = grp.getgrgid(status.st_gid).gr_name
     except KeyError:
-        return "kvm"
+        group = "root"
+    readable_and_writable = stat.S_IRGRP | stat.S_IWGRP
+    if group == "root" or status.st_mode & readable_and_writable != readable_and_writable:
+        return (
+            f"it is {stat.filemode(status.st_mode)} of group {group}: give it to a group of its "
+            f"own (`sudo chgrp kvm {path} && sudo chmod 660 {path}`), then join that group "
+            "(`sudo usermod -aG kvm $USER`) and log in anew"
+        )
+    return f"join its group: `sudo usermod -aG {group} $USER`, then log in anew"
 
 
 def _check_kvm() -> Iterator[Check]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
-from pyvmm.errors import HostError
+from pyvmm.cli.messages import tell
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -24,20 +22,13 @@ def run(args: Namespace) -> int:
     """Extract, and say what was written."""
     from pyvmm.cli.fetch import progress_on_stderr
     from pyvmm.fetch import resolve_kernel
+    from pyvmm.loader.files import write_whole
     from pyvmm.loader.image import KernelImage
     from pyvmm.loader.load import extract_vmlinux
 
     with KernelImage.open(resolve_kernel(args.kernel, progress=progress_on_stderr())) as image:
         vmlinux = extract_vmlinux(image)
-        # Beside its destination first: a full disk must not leave half a kernel, nor cost a whole.
-        partial = f"{args.output}.{os.getpid()}.partial"
-        try:
-            with open(partial, "xb") as file:
-                file.write(vmlinux)
-            os.replace(partial, args.output)
-        except OSError as error:
-            if os.path.exists(partial):
-                os.unlink(partial)
-            raise HostError(f"cannot write {args.output}: {error.strerror}") from error
-    print(f"{args.output}: {len(vmlinux)} bytes", file=sys.stderr)
+        size_bytes = len(vmlinux)
+        write_whole(args.output, vmlinux)
+    tell(f"{args.output}: {size_bytes} bytes")
     return 0

@@ -43,7 +43,7 @@ def run(args: Namespace) -> int:
     from pyvmm import fetch
 
     if args.list:
-        if args.names or args.update or args.verify:
+        if args.names or args.update or args.verify or args.path_only:
             raise ConfigError("--list goes with no names and no other option")
         _print_list()
         return 0

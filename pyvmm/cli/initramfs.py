@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
+from pyvmm.cli.messages import tell
 from pyvmm.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -46,12 +46,17 @@ def run(args: Namespace) -> int:
     from pyvmm.cli.fetch import progress_on_stderr
     from pyvmm.fetch import fetch_package_file
     from pyvmm.initramfs import build_initramfs
+    from pyvmm.loader.files import read_regular
 
-    init_script = _read_init(args.init) if args.init is not None else None
+    init_script = None
+    if args.init is not None:
+        init_script = read_regular(args.init, "a script to run as /init", ImageError)
     extra_files = [_split(argument) for argument in args.add]
-    busybox_path = args.busybox or fetch_package_file(
-        "busybox-static", r"(usr/)?bin/busybox", progress=progress_on_stderr()
-    )
+    busybox_path = args.busybox
+    if busybox_path is None:
+        busybox_path = fetch_package_file(
+            "busybox-static", r"(usr/)?bin/busybox", progress=progress_on_stderr()
+        )
     size_bytes = build_initramfs(
         args.output,
         busybox_path=busybox_path,
@@ -59,16 +64,8 @@ def run(args: Namespace) -> int:
         extra_files=extra_files,
         compress=args.gzip,
     )
-    print(f"{args.output}: {size_bytes} bytes", file=sys.stderr)
+    tell(f"{args.output}: {size_bytes} bytes")
     return 0
-
-
-def _read_init(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _split(argument: str) -> tuple[str, str]:

@@ -11,20 +11,46 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pyvmm.errors import PyvmmError
+from pyvmm.cli.messages import complain, tell
+from pyvmm.errors import ConfigError, PyvmmError
 
 if TYPE_CHECKING:
     from argparse import HelpFormatter
+    from typing import NoReturn
 
 SUBCOMMANDS = ("run", "doctor", "fetch", "initramfs", "extract")
 
 STATUS_FAILURE = 1
 STATUS_USAGE = 2
+STATUS_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``pyvmm`` with ``argv`` (default: the process's) and return the exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it can still be told if that fails
+    except PyvmmError as error:
+        complain(error)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        tell("pyvmm: ended by SIGINT")
+        status = STATUS_INTERRUPTED
+    except BrokenPipeError:  # who read our standard output has left, and needs to be told nothing
+        status = STATUS_FAILURE
+    except OSError as error:
+        complain(error)
+        status = STATUS_FAILURE
+    except MemoryError:
+        complain("this process got no more memory; raise its limit (ulimit -v), or free some")
+        status = STATUS_FAILURE
+    if status:
+        _leave_nothing_to_flush()
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0 if arguments else STATUS_USAGE
@@ -33,20 +59,22 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in SUBCOMMANDS:
-        print(
-            f"pyvmm: error: {name!r} is not a pyvmm command; expected one of "
-            f"{', '.join(SUBCOMMANDS)} (`pyvmm --help` explains them)",
-            file=sys.stderr,
+        raise ConfigError(
+            f"{name!r} is not a pyvmm command; expected one of {', '.join(SUBCOMMANDS)} "
+            "(`pyvmm --help` explains them)"
         )
-        return STATUS_USAGE
     return _run_subcommand(name, arguments[1:])
 
 
 def _run_subcommand(name: str, arguments: list[str]) -> int:
     from argparse import ArgumentParser
 
+    class Parser(ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ConfigError(f"{message}; `{self.prog} --help` explains the options")
+
     module = import_module(f"pyvmm.cli.{name}")
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"pyvmm {name}",
         description=module.HELP,
         formatter_class=_help_formatter,
@@ -54,22 +82,22 @@ def _run_subcommand(name: str, arguments: list[str]) -> int:
     )
     module.configure(parser)
     try:
-        status: int = module.run(parser.parse_args(arguments))
-    except PyvmmError as error:
-        print(f"pyvmm: error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as a shell says it
-    except BrokenPipeError:
-        # Who read our standard output has left. Nothing is lost, nobody is there to be told.
+        args = parser.parse_args(arguments)
+    except SystemExit:  # after --help
+        return 0
+    status: int = module.run(args)
+    return status
+
+
+def _leave_nothing_to_flush() -> None:
+    """Empty standard output's buffer: Python does so when it exits, and complains if it cannot."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
         import os
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STATUS_FAILURE
-    except OSError as error:
-        print(f"pyvmm: error: {error}", file=sys.stderr)
-        return STATUS_FAILURE
-    return status
 
 
 def _help_formatter(prog: str) -> HelpFormatter:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from pyvmm.boot import Protocol
+from pyvmm.cli.messages import tell
 from pyvmm.config import DEFAULT_CMDLINE, DEFAULT_MEMORY_BYTES, MachineConfig
 from pyvmm.errors import ConfigError
 from pyvmm.loader.load import Decompress
@@ -108,9 +108,11 @@ def run(args: Namespace) -> int:
     """Boot, connect the terminal, wait for the end, and say how it ended."""
     guard_standard_fds()
     config = _config(args)
+    config.check()  # a mistake is told before anything is fetched
+    config = config._replace(kernel=_kernel_path(args.kernel))
     with ExitStack() as backends_open:
         backends: list[SerialBackend | None] = []
-        for text in args.serial or ["stdio"]:
+        for text in _serial_ports(args.serial):
             backend = open_backend(text, on_leave=lambda: machine.stop(_LEFT))
             if backend is not None:
                 backends_open.callback(backend.close)
@@ -128,18 +130,34 @@ def run(args: Namespace) -> int:
                     result = machine.run(timeout_s=args.timeout)
                 finally:
                     backends_open.close()
+            if any(isinstance(backend, Stdio) and backend.is_mid_line for backend in backends):
+                tell("")
             if args.verbose:
                 _tell_what_happened(machine)
     for backend in backends:
         if isinstance(backend, Stdio | File):
             _tell_notes([backend])
     if result.report:
-        _message(result.report)
-    _message(f"pyvmm: {result.summary}")
+        tell(result.report)
+    tell(f"pyvmm: {result.summary}")
     return result.exit_status
 
 
+_SERIAL_PORTS_MAX = 4
 _LEFT = RunResult(Outcome.STOPPED, "ended from the terminal")
+
+
+def _serial_ports(given: list[str] | None) -> list[str]:
+    """What ttyS0 and those after it are to be connected to."""
+    ports = given or ["stdio"]
+    if len(ports) > _SERIAL_PORTS_MAX:
+        raise ConfigError(
+            f"{len(ports)} serial ports were asked for; a PC has {_SERIAL_PORTS_MAX}; "
+            "give --serial less often"
+        )
+    if ports.count("stdio") > 1:
+        raise ConfigError("stdio can be only one serial port's; give the others something else")
+    return ports
 
 
 def _nowhere(data: bytes) -> None:
@@ -149,7 +167,7 @@ def _nowhere(data: bytes) -> None:
 def _tell_notes(backends: Sequence[SerialBackend | None]) -> None:
     for backend in backends:
         for note in backend.notes if backend else []:
-            _message(f"pyvmm: {note}")
+            tell(f"pyvmm: {note}")
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -157,7 +175,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 def _config(args: Namespace) -> MachineConfig:
     return MachineConfig(
-        kernel=_kernel_path(args.kernel),
+        kernel="",  # not known yet: it may have to be fetched
         cmdline=args.cmdline,
         initrd=args.initrd,
         memory_bytes=parse_size(args.mem),
@@ -214,7 +232,13 @@ def _ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None]
             if isinstance(backend, Stdio):
                 backend.foreground()
 
-    previous = {number: signal.signal(number, end) for number in _SIGNALS}
+    # One that we were started to ignore, as by nohup, or by a shell for a job in the background,
+    # stays ignored.
+    previous = {
+        number: signal.signal(number, end)
+        for number in _SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, go_on)
     try:
         yield
@@ -225,23 +249,15 @@ def _ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None]
 
 def _describe(machine: Machine) -> None:
     """What lies where in the guest, and how it is entered."""
-    _message(f"pyvmm: {machine.config.kernel}: {machine.kernel.format.value}, "
+    tell(f"pyvmm: {machine.config.kernel}: {machine.kernel.format.value}, "
              f"entered by {machine.protocol.value} at {machine.entry_gpa:#x}")  # fmt: skip
     for name, gpa, size_bytes in machine.placements():
-        _message(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
+        tell(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
 
 
 def _tell_what_happened(machine: Machine) -> None:
-    _message(f"pyvmm: {machine.exits} exits to userspace")
+    tell(f"pyvmm: {machine.exits} exits to userspace")
     for port, (reads, writes) in sorted(machine.board.ports.unclaimed().items()):
-        _message(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
+        tell(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
     for gpa, (reads, writes) in sorted(machine.board.mmio.unclaimed().items()):
-        _message(f"  no device at address {gpa:#x}: {reads} reads, {writes} writes")
-
-
-def _message(text: str) -> None:
-    """A line to the user. A closed standard error is no reason to fail."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass
+        tell(f"  no device at address {gpa:#x}: {reads} reads, {writes} writes")

@@ -1,11 +1,12 @@
-"""Opening a file that the user named: a regular file with something in it, or one clear line."""
+"""The files that the user named: one to read, or to write, or one clear line why not."""
 
 from __future__ import annotations
 
 import os
 import stat
+from errno import EDQUOT, EFBIG, EIO, ENOSPC, EROFS
 
-from pyvmm.errors import ImageError
+from pyvmm.errors import ConfigError, HostError, ImageError
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -47,3 +48,44 @@ def open_regular(path: str, what: str, error_class: type[ImageError]) -> tuple[i
         os.close(fd)
         raise
     return fd, status.st_size
+
+
+def read_regular(path: str, what: str, error_class: type[ImageError]) -> bytes:
+    """All of the regular file ``path``. Raises ``error_class`` as ``open_regular`` does."""
+    fd, _ = open_regular(path, what, error_class)
+    with open(fd, "rb") as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise error_class(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def write_whole(path: str, data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path``: complete or, as far as files go, not at all.
+
+    A new file is written beside its destination first: a full disk must not leave half of it, nor
+    cost what was there. What is no regular file is written in place: a device, a pipe, and a
+    symbolic link too, which may lead to one (/dev/stdout does).
+
+    Raises ConfigError if there is no such place, HostError if this host cannot write there.
+    """
+    in_place = os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode)
+    target = path if in_place else f"{path}.{os.getpid()}.partial"
+    try:
+        with open(target, "wb") as file:
+            file.write(data)
+        if not in_place:
+            os.replace(target, path)
+    except OSError as error:
+        if not in_place and os.path.exists(target):
+            os.unlink(target)
+        if error.errno in _HOST_CANNOT_WRITE:
+            raise HostError(f"cannot write {path}: {error.strerror}; make room there, or choose "
+                            "another place") from error  # fmt: skip
+        raise ConfigError(
+            f"cannot write {path!r}: {error.strerror}; expected the path of a file, in a directory "
+            "that is there and that you may write in"
+        ) from error
+
+
+_HOST_CANNOT_WRITE = (ENOSPC, EDQUOT, EFBIG, EIO, EROFS)
