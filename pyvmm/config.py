@@ -12,6 +12,8 @@ from pyvmm.memory import Backing, HugePages
 from pyvmm.units import PAGE_SIZE, MiB, format_size
 
 DEFAULT_MEMORY_BYTES = 512 * MiB
+MAXIMUM_CPUS = 32
+"""As many as the MP table has room for beside its other entries, less a few."""
 MINIMUM_MEMORY_BYTES = 2 * MiB
 HUGE_PAGE_SIZE = 2 * MiB  # of x86-64 (SDM 3A 4.5); the default of Linux's hugetlbfs
 DEFAULT_CMDLINE = "earlyprintk=ttyS0 console=ttyS0 reboot=k panic=-1"
@@ -33,15 +35,14 @@ class MachineConfig(NamedTuple):
     """None: on the host, unless the protocol is one that only the bzImage's own code offers."""
     backing: Backing = Backing.ANONYMOUS
     huge_pages: HugePages = HugePages.TRANSPARENT
+    reboot: bool = True
+    """Whether a guest that resets itself starts again; if not, that ends the run."""
 
     def check(self) -> None:
         """Raise ConfigError, saying what is wrong, if the values do not make a machine."""
-        if self.cpus < 1:
-            raise ConfigError(f"a machine with {self.cpus} CPUs was asked for; expected 1")
-        if self.cpus > 1:
+        if not 1 <= self.cpus <= MAXIMUM_CPUS:
             raise ConfigError(
-                f"a machine with {self.cpus} CPUs was asked for; this version of pyvmm runs "
-                "guests on one CPU only, more are to come; leave --cpus out"
+                f"a machine with {self.cpus} CPUs was asked for; expected 1 to {MAXIMUM_CPUS}"
             )
         if self.memory_bytes < MINIMUM_MEMORY_BYTES:
             raise ConfigError(

@@ -17,6 +17,14 @@ class HostError(PyvmmError):
     """This machine cannot do what was asked: no /dev/kvm, no permission, no memory."""
 
 
+class MachineStateError(PyvmmError):
+    """Something was asked of a machine that it cannot do in its present state."""
+
+
+class ConsoleError(PyvmmError):
+    """The guest's console did not show what was expected."""
+
+
 class FetchError(PyvmmError):
     """A kernel or a tool could not be fetched through the package manager."""
 

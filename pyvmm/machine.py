@@ -1,121 +1,125 @@
-"""The machine: the one module that knows all the parts and puts them together.
+"""Machine: a virtual machine as a program uses it.
 
-    MachineConfig --> Machine.__enter__: open KVM, lay out memory, load a kernel, plan the boot
-                      Machine.run:       run it and wait for its end --> RunResult
+    with Machine(MachineConfig(kernel="bzImage", cmdline="console=ttyS0")) as machine:
+        machine.start()
+        machine.console.expect(b"login: ", timeout_s=60)
+        machine.console.write(b"root\\n")
+        ...
+        machine.stop()
+        result = machine.wait()
 
-What stands where on the way:
+The hardware is a Board (board.py), built on entering the context and again at each reset. Around
+it are these threads:
 
-    kvm, vm      /dev/kvm and the VM: interrupt chips and timer live in the kernel
-    memory       guest RAM, handed to KVM as slots
-    kernel       what the loader placed, and where it can be entered
-    ports, mmio  which device answers at which address
-    loop         the vCPU and its run loop, in a thread of its own
+    the caller's     start, pause, resume, stop, wait
+    the supervisor   decides: gets what they want, and how vCPUs have ended, as messages in one
+                     queue, and looks now and then whether the guest still moves
+    one for a vCPU   runs its VcpuLoop and touches nothing else
 
-The thread that calls ``run`` only supervises: it waits for the end, for the timeout, for a signal
-that Python delivers to it, and looks now and then whether the guest still moves.
+All that happens to a machine happens in the supervisor, one thing after the other; so there is no
+lock here, and no order of events that it does not know of. The queue is a SimpleQueue, whose
+``put`` may interrupt itself: ``stop`` can be called by a signal handler, at any moment.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
-from contextlib import ExitStack
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
-from kvm_bindings import Kvm, constants, install_kick_signal
-from pyvmm import boot
-from pyvmm.arch.x86_64 import layout, mptable
-from pyvmm.boot.handover import Blob, Handover
-from pyvmm.boot.memory_map import memory_map
-from pyvmm.capabilities import check_required
-from pyvmm.devices import ports
-from pyvmm.devices.bus import MmioBus, PortBus
-from pyvmm.devices.debug_exit import DebugExit
-from pyvmm.devices.i8042 import I8042
-from pyvmm.devices.pci_none import PciNone
-from pyvmm.devices.power import Pm1Control
-from pyvmm.devices.rtc import Rtc
-from pyvmm.devices.scratch import ScratchPort
-from pyvmm.devices.serial import Serial16550
-from pyvmm.loader.cmdline import place_cmdline
-from pyvmm.loader.image import KernelImage
-from pyvmm.loader.initrd import place_initrd
-from pyvmm.loader.load import load_kernel
-from pyvmm.memory import GuestMemory
-from pyvmm.outcome import Outcome, RunEnded, RunResult
+from kvm_bindings import KvmError, install_kick_signal
+from pyvmm.board import Board
+from pyvmm.console import Console, PanicWatch, SerialInput
+from pyvmm.errors import MachineStateError
+from pyvmm.outcome import Outcome, RunResult
 from pyvmm.threads import start_thread
-from pyvmm.vcpu_loop import VcpuLoop
-from pyvmm.vcpu_setup import guest_cpuid, set_up_vcpu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from kvm_bindings import Vm
-    from pyvmm.arch.x86_64.registers import EntryState
+    from kvm_bindings import Vcpu
+    from pyvmm.boot import Protocol
     from pyvmm.config import MachineConfig
+    from pyvmm.loader.load import LoadedKernel, Placement
+    from pyvmm.memory import GuestMemory
+    from pyvmm.vcpu_loop import VcpuLoop
 
-# How often the supervisor looks whether bytes wait in the coalesced ring of a vCPU that does not
+# How often the supervisor looks whether bytes wait in the coalesced ring of a guest that does not
 # exit: the longest that the last byte before a HLT can take to be seen.
 _TICK_S = 0.01
-# After so many ticks without an exit the vCPU is kicked, to see whether it has halted for good.
+# After so many ticks without an exit all vCPUs are kicked: have they halted for good?
 _INSPECTION_TICKS = 25
+# How long a kernel that has panicked may go on, to print what it knows.
+_PANIC_GRACE_S = 5.0
 
 STOPPED = RunResult(Outcome.STOPPED, "stopped")
 
 
-class GsiLine:
-    """One input of the in-kernel interrupt chips, as devices see it."""
+class _VcpuEnded(NamedTuple):
+    """A vCPU's thread is over: with this result, or this defect of ours."""
 
-    def __init__(self, vm: Vm, gsi: int) -> None:
-        self._vm = vm
-        self._gsi = gsi
+    loop: VcpuLoop
+    ending: RunResult | BaseException
 
-    def set(self, level: bool) -> None:
-        """Drive the line high or low."""
-        self._vm.irq_line(self._gsi, level)
+
+class _Stop(NamedTuple):
+    """End the run like this."""
+
+    result: RunResult
+
+
+class _Pause(NamedTuple):
+    """Have all vCPUs stand still (or run again), then set ``done``."""
+
+    wanted: bool
+    done: threading.Event
+
+
+_Message = _VcpuEnded | _Stop | _Pause
 
 
 class Machine:
     """A machine as ``config`` describes it; a context manager that builds it on entry.
 
-    ``console_output`` gets what the guest sends to its first serial port; it is called from the
-    vCPU's thread. ``serial.receive`` takes what the guest shall read from there.
+    ``console_output`` gets what the guest sends to ttyS0, from a vCPU's thread; if there is none,
+    ``console`` keeps it. ``other_outputs`` do the same for ttyS1 to ttyS3; None is no port.
+    ``serial_inputs`` take what the guest shall read from its ports, ``serial`` is the first.
 
-    Raises ConfigError if ``config`` does not make a machine; entering raises KernelImageError,
-    InitrdError or CmdlineError for what the user gave, HostError or KvmError for what this host
-    lacks.
+    Raises ConfigError if ``config`` does not make a machine. What entering raises: see Board.
     """
 
-    def __init__(self, config: MachineConfig, console_output: Callable[[bytes], object]) -> None:
+    def __init__(
+        self,
+        config: MachineConfig,
+        console_output: Callable[[bytes], object] | None = None,
+        other_outputs: Sequence[Callable[[bytes], object] | None] = (),
+    ) -> None:
         config.check()
         self.config = config
-        self._console_output = console_output
-        self._stack = ExitStack()
-        # Whoever ends the run puts something in. Not an Event: a signal handler that sets one
-        # while the same thread waits for it waits for itself. A SimpleQueue is reentrant.
-        self._ended: SimpleQueue[None] = SimpleQueue()
+        self.serial_inputs = [SerialInput() for _ in range(1 + len(other_outputs))]
+        self.serial = self.serial_inputs[0]
+        self._console: Console | None = None
+        if console_output is None:
+            self._console = Console(self.serial)
+            console_output = self._console.take
+        self._panic_watch = PanicWatch(console_output)
+        self._outputs = [self._panic_watch.write, *other_outputs]
+        self._board: Board | None = None
+        self._messages: SimpleQueue[_Message] = SimpleQueue()
+        self._supervisor: threading.Thread | None = None
+        self._done = threading.Event()
+        self._paused = False
         self._ending: RunResult | BaseException = STOPPED
+        self._exits_before_reset = 0
+        self._kick_signal = 0
+        self.boots = 0
+        """How often the machine has been powered on or reset."""
 
     def __enter__(self) -> Machine:
-        with ExitStack() as stack:
-            self.kvm = stack.enter_context(Kvm())
-            check_required(self.kvm)
-            self.memory = stack.enter_context(GuestMemory.create(
-                self.config.memory_bytes,
-                backing=self.config.backing,
-                huge_pages=self.config.huge_pages,
-            ))  # fmt: skip
-            entry = self._load()
-            self.vm = stack.enter_context(self.kvm.create_vm())
-            self._set_up_vm()
-            self._add_devices()
-            self.vcpu = stack.enter_context(self.vm.create_vcpu(0))
-            set_up_vcpu(self.vcpu, self._cpuid, entry)
-            self.loop = VcpuLoop(self.vcpu, self.ports, self.mmio, self.memory.read)
-            self._stack = stack.pop_all()
+        self._power_on()
         return self
 
     def __exit__(
@@ -127,178 +131,271 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Give everything back to the host. The run must have ended."""
-        self._stack.close()
+        """End the run if there is one, and give everything back to the host."""
+        if self._supervisor is not None and not self._done.is_set():
+            self.stop()
+            self._supervisor.join()
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        if self._console is not None:
+            self._console.end()
 
-    @property
-    def exits(self) -> int:
-        """How often the guest has needed us."""
-        return self.loop.exits
+    # What a program does with a machine.
 
-    def placements(self) -> Iterator[tuple[str, int, int]]:
-        """What was put into guest memory, by address: (name, gpa, size in bytes)."""
-        yield from sorted(self._placements, key=lambda placement: placement[1])
+    def start(self) -> None:
+        """Let the guest run. Once in a machine's life."""
+        if self._supervisor is not None:
+            raise MachineStateError("the machine was started before; make a new one")
+        self._kick_signal = install_kick_signal()
+        self._supervisor = _start_thread("machine", self._supervise)
 
-    # Building: each of these is one step of the way in ``__enter__``.
+    def wait(self, timeout_s: float | None = None) -> RunResult | None:
+        """Wait for the end of the run: how it ended, or None if it has not after ``timeout_s``.
 
-    def _load(self) -> EntryState:
-        """Put kernel, command line, initrd and the protocol's tables into guest memory."""
-        config = self.config
-        with KernelImage.open(config.kernel) as image:
-            self.kernel = load_kernel(image, self.memory, decompress=config.decompress_where)
-        self.protocol, self.entry_gpa = boot.choose(config.protocol, self.kernel)
-        cmdline = place_cmdline(config.cmdline, self.memory, self.kernel)
-        initrd = place_initrd(config.initrd, self.memory, self.kernel)
-        handover = Handover(self.kernel, memory_map(self.memory), cmdline, initrd)
-        plan = boot.plan_boot(self.protocol, self.entry_gpa, handover)
-
-        self._cpuid = guest_cpuid(self.kvm, apic_id=0, cpu_count=config.cpus)
-        features = next(leaf for leaf in self._cpuid if leaf.function == 1)
-        table = mptable.build(
-            cpu_count=config.cpus,
-            cpu_signature=features.eax,
-            cpu_features=features.edx,
-            base_gpa=layout.MPTABLE_GPA,
-        )
-        blobs = [*plan.blobs, Blob("MP table", layout.MPTABLE_GPA, table)]
-        for blob in blobs:
-            self.memory.write(blob.gpa, blob.data)
-        self._placements = [
-            *self.kernel.placements,
-            cmdline,
-            *([initrd] if initrd else []),
-            *((blob.name, blob.gpa, len(blob.data)) for blob in blobs),
-        ]
-        return plan.entry
-
-    def _set_up_vm(self) -> None:
-        """Memory slots, then interrupt chips, then the timer, all before any vCPU.
-
-        Slots first because it is faster: KVM waits 5 ms for others who may use the old list of
-        slots, if there have been any who use the VM's buses; the interrupt chips do.
+        An error that is not the guest's is raised here.
         """
-        for slot, region in enumerate(self.memory):
-            self.vm.set_user_memory_region(slot, region.base_gpa, region.buffer)
-        self.vm.set_tss_addr(layout.TSS_GPA)
-        self.vm.set_identity_map_addr(layout.IDENTITY_MAP_GPA)
-        self.vm.create_irqchip()
-        # A kernel that calibrates its TSC polls port 0x61; KVM answers there if it is told so.
-        self.vm.create_pit2(constants.KVM_PIT_SPEAKER_DUMMY)
-
-    def _add_devices(self) -> None:
-        """The devices of this machine, each at its ports."""
-        self.mmio = MmioBus()
-        self.ports = PortBus()
-        add = self.ports.add
-        self.serial = Serial16550(GsiLine(self.vm, ports.COM1_IRQ), self._console_output)
-        keyboard_line = GsiLine(self.vm, ports.I8042_KBD_IRQ)
-        add(ports.COM1_BASE, ports.COM_PORTS, self.serial, "COM1")
-        add(ports.I8042_BASE, ports.I8042_PORTS, I8042(keyboard_line, _end_by_reset), "i8042")
-        add(ports.RTC_BASE, ports.RTC_PORTS, self._rtc(), "RTC")
-        add(ports.POST_CODE_PORT, 1, ScratchPort(), "POST code")
-        add(ports.IO_DELAY_PORT, 1, ScratchPort(), "I/O delay")
-        add(ports.DEBUG_EXIT_BASE, ports.DEBUG_EXIT_PORTS, DebugExit(_end_by_exit), "debug exit")
-        pm1_control = Pm1Control(_end_by_power_off)
-        add(ports.PM1A_CONTROL_PORT, ports.PM1A_CONTROL_PORTS, pm1_control, "ACPI PM1a control")
-        add(ports.PCI_CONFIG_BASE, ports.PCI_CONFIG_PORTS, PciNone(), "PCI configuration")
-        # What is written to the transmit register need not exit byte by byte: KVM collects it.
-        if self.vm.check_extension(constants.KVM_CAP_COALESCED_PIO):
-            self.vm.register_coalesced_zone(ports.COM1_BASE, 1, pio=True)
-
-    def _rtc(self) -> Rtc:
-        """The clock; its CMOS RAM says how much memory there is, for those who still ask there."""
-        low, *high = self.memory.regions
-        return Rtc(
-            time.time,
-            low_memory_bytes=low.size_bytes,
-            high_memory_bytes=sum(region.size_bytes for region in high),
-        )
-
-    # Running.
-
-    def run(self, timeout_s: float | None = None) -> RunResult:
-        """Run the guest until the run ends, at the latest after ``timeout_s``. Once in a life.
-
-        To be called from the main thread if signal handlers are to call ``stop``.
-        """
-        arguments = (install_kick_signal(),)
-        thread = threading.Thread(target=self._run_vcpu, args=arguments, name="vcpu0", daemon=True)
-        start_thread(thread)
-        self._vcpu_thread_id = thread.native_id or 0
-        try:
-            self._supervise(timeout_s)
-        finally:
-            self._kick_until_ended(thread)
+        if self._supervisor is None:
+            raise MachineStateError("the machine was never started; call start() first")
+        if not self._done.wait(timeout_s):
+            return None
         if isinstance(self._ending, BaseException):
             raise self._ending
         return self._ending
 
     def stop(self, result: RunResult = STOPPED) -> None:
-        """End the run with ``result``; returns at once. From any thread, or a signal handler."""
-        if self.loop.end is None:
-            self.loop.end = result
-        self._ended.put(None)
+        """Have the run end with ``result``; does not wait for it. The first call counts.
 
-    def _run_vcpu(self, kick_signal: int) -> None:
+        From any thread, or a signal handler; before ``start``, too.
+        """
+        self._messages.put(_Stop(result))
+
+    def run(self, timeout_s: float | None = None) -> RunResult:
+        """Start, wait for the end, at the latest for ``timeout_s``, and say how it ended."""
+        self.start()
+        try:
+            result = self.wait(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+        if result is None:
+            how = f"timeout: still running after {timeout_s:g} s"
+            self.stop(RunResult(Outcome.TIMEOUT, how))
+            result = self.wait()
+        assert result is not None
+        return result
+
+    def pause(self) -> None:
+        """Have all vCPUs stand still; returns when they do. Nothing if they do already.
+
+        The guest's clocks go on, as they would on a machine that nobody looks at.
+        """
+        self._pause(True)
+
+    def resume(self) -> None:
+        """Let all vCPUs run on."""
+        self._pause(False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether all vCPUs stand still."""
+        return self._paused
+
+    @property
+    def console(self) -> Console:
+        """The guest's first serial port, to read from and to write to."""
+        if self._console is None:
+            raise MachineStateError("the console's output goes elsewhere, as console_output said")
+        return self._console
+
+    @property
+    def vcpus(self) -> list[Vcpu]:
+        """The vCPUs, for a look at their registers: only while nothing runs."""
+        if self._supervisor is not None and not (self._paused or self._done.is_set()):
+            raise MachineStateError("the machine is running; pause() it first")
+        return [loop.vcpu for loop in self.board.loops]
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's memory. While the guest runs it may change under your hands."""
+        return self.board.memory
+
+    @property
+    def board(self) -> Board:
+        """The hardware, as it is since the last reset."""
+        if self._board is None:
+            raise MachineStateError("the machine is not built; use it in a with statement")
+        return self._board
+
+    @property
+    def kernel(self) -> LoadedKernel:
+        """What was loaded, and where it can be entered."""
+        return self.board.kernel
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the kernel is entered."""
+        return self.board.protocol
+
+    @property
+    def entry_gpa(self) -> int:
+        """Where the kernel is entered."""
+        return self.board.entry_gpa
+
+    @property
+    def exits(self) -> int:
+        """How often the guest has needed us."""
+        return self._exits_before_reset + sum(loop.exits for loop in self.board.loops)
+
+    def placements(self) -> Iterator[Placement]:
+        """What was put into guest memory, by address."""
+        return self.board.placements()
+
+    def _pause(self, wanted: bool) -> None:
+        if self._supervisor is None:
+            raise MachineStateError("the machine was never started; call start() first")
+        done = threading.Event()
+        self._messages.put(_Pause(wanted, done))
+        while not done.wait(_TICK_S):
+            if self._done.is_set():
+                return  # it ended first: nothing runs any more
+
+    # The supervisor's thread.
+
+    def _supervise(self) -> None:
+        try:
+            while True:
+                ending = self._run_board()
+                if not self._is_to_be_reset(ending):
+                    break
+                self._reset()
+        except BaseException as error:  # whatever it is, it belongs to the caller of wait()
+            ending = error
+        self._ending = ending
+        if self._console is not None:
+            self._console.end()
+        self._done.set()
+
+    def _is_to_be_reset(self, ending: RunResult | BaseException) -> bool:
+        return (
+            isinstance(ending, RunResult) and ending.outcome is Outcome.RESET and self.config.reboot
+        )
+
+    def _reset(self) -> None:
+        self._exits_before_reset = self.exits
+        self.board.close()
+        self._power_on()
+
+    def _power_on(self) -> None:
+        self._board = Board(self.config, self._outputs).__enter__()
+        for serial_input, serial in zip(self.serial_inputs, self._board.serials, strict=True):
+            serial_input.connect(serial)
+        self.boots += 1
+
+    def _run_board(self) -> RunResult | BaseException:
+        """Run the vCPUs until one of them ends, or the run is to end; how it ended."""
+        loops = self.board.loops
+        threads: list[threading.Thread] = []
+        try:
+            for loop in loops:
+                run = partial(self._run_vcpu, loop)
+                threads.append(_start_thread(f"vcpu{loop.vcpu.id}", run))
+            ending = self._watch(loops)
+        finally:
+            _end_loops(loops, threads)
+            self._paused = False
+        return self._panic_watch.judge(ending)
+
+    def _run_vcpu(self, loop: VcpuLoop) -> None:
+        ending: RunResult | BaseException
         # We may have been started with signals blocked. This one must come through.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {kick_signal})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {self._kick_signal})
         try:
-            self._ending = self.loop.run()
-        except BaseException as error:  # whatever it is, it belongs to the caller of run()
-            self._ending = error
-        self._ended.put(None)
+            ending = loop.run()
+        except BaseException as error:
+            ending = error
+        self._messages.put(_VcpuEnded(loop, ending))
 
-    def _supervise(self, timeout_s: float | None) -> None:
-        """Wait for the end. Meanwhile look after a vCPU that does not exit by itself.
-
-        Bytes in the coalesced ring are seen at the next exit, and HLT with interrupts off gives
-        none: a kick makes the vCPU's own thread look, which alone may touch its state.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def _watch(self, loops: list[VcpuLoop]) -> RunResult | BaseException:
+        """Answer messages until one of them, or what is seen of the guest, is the end."""
         exits_before, idle_ticks = -1, 0
-        while not self._has_ended():
-            if deadline is not None and time.monotonic() >= deadline:
-                self.stop(
-                    RunResult(Outcome.TIMEOUT, f"timeout: still running after {timeout_s:g} s")
-                )
-                return
-            exits = self.loop.exits
-            idle_ticks = idle_ticks + 1 if exits == exits_before else 0
-            exits_before = exits
-            if idle_ticks and (self.vcpu.coalesced_pending or idle_ticks % _INSPECTION_TICKS == 0):
-                self.vcpu.kick(self._vcpu_thread_id)
+        while True:
+            try:
+                message = self._messages.get(timeout=_TICK_S)
+            except Empty:
+                if self._paused:
+                    continue
+                exits = sum(loop.exits for loop in loops)
+                idle_ticks = idle_ticks + 1 if exits == exits_before else 0
+                exits_before = exits
+                if idle_ticks and loops[0].vcpu.coalesced_pending:
+                    loops[0].kick()
+                elif idle_ticks >= _INSPECTION_TICKS:
+                    idle_ticks = 0
+                    if halted := _all_halted(loops):
+                        return halted
+                if panic := self._panic_watch.overdue(_PANIC_GRACE_S):
+                    return panic
+                continue
+            match message:
+                case _VcpuEnded(loop, ending):
+                    if loop in loops:  # and not of a board before the last reset
+                        return ending
+                case _Stop(result):
+                    return result
+                case _Pause(wanted, done):
+                    _park(loops) if wanted else _unpark(loops)
+                    self._paused = wanted
+                    done.set()
 
-    def _has_ended(self) -> bool:
-        """Wait for a tick, or until somebody has ended the run: has anybody?"""
+
+def _all_halted(loops: list[VcpuLoop]) -> RunResult | None:
+    """What the last look at all vCPUs has found, if none can go on. Starts the next look."""
+    # The looks of one round count together: a vCPU that slept before may have been woken since.
+    found = [loop.halted for loop in loops]
+    for loop in loops:
+        loop.halted = None
+        loop.kick()
+    if all(found):
+        return found[0]
+    return None
+
+
+def _park(loops: list[VcpuLoop]) -> None:
+    """Have every vCPU stand still, and tell the guest's clocks that it was not their fault."""
+    for loop in loops:
+        loop.pause()
+    for loop in loops:
+        while not loop.parked.is_set():
+            loop.kick()
+            loop.parked.wait(_TICK_S)
         try:
-            self._ended.get(timeout=_TICK_S)
-        except Empty:
-            return False
-        return True
+            loop.vcpu.kvmclock_ctrl()
+        except KvmError:
+            pass  # this guest does not use the clock that this is for
 
-    def _kick_until_ended(self, thread: threading.Thread) -> None:
-        """Get the vCPU's thread out of the guest, whatever has happened to ours.
 
-        One kick is enough if the vCPU is in KVM_RUN; it may also be in a device, waiting for the
-        reader of the console, and comes back from there by itself.
-        """
-        if self.loop.end is None:
-            self.loop.end = STOPPED
+def _unpark(loops: list[VcpuLoop]) -> None:
+    for loop in loops:
+        loop.resume()
+
+
+def _end_loops(loops: list[VcpuLoop], threads: list[threading.Thread]) -> None:
+    """Get every vCPU's thread out of the guest, and see it end.
+
+    One kick is enough if the vCPU is in KVM_RUN; it may also be in a device, waiting for the reader
+    of the console, and comes back from there by itself.
+    """
+    for loop in loops:
+        loop.end = loop.end or STOPPED
+        loop.resume()
+    for loop, thread in zip(loops, threads, strict=False):
         while thread.is_alive():
-            self.vcpu.kick(self._vcpu_thread_id)
+            loop.kick()
             thread.join(_TICK_S)
 
 
-# How a guest asks for the end: by way of a device, out of the middle of the vCPU's loop.
-
-
-def _end_by_reset() -> NoReturn:
-    raise RunEnded(RunResult(Outcome.RESET, "the guest reset itself"))
-
-
-def _end_by_power_off() -> NoReturn:
-    raise RunEnded(RunResult(Outcome.POWERED_OFF, "the guest powered itself off"))
-
-
-def _end_by_exit(status: int) -> NoReturn:
-    raise RunEnded(RunResult(Outcome.GUEST_EXIT, f"the guest exited with {status}", status))
+def _start_thread(name: str, target: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    start_thread(thread)
+    return thread

@@ -7,6 +7,7 @@
 | STOPPED           | 0           | the user left (Ctrl-A x), or the program called ``stop()`` |
 | GUEST_EXIT        | the guest's | the guest wrote a status to the debug exit port            |
 | ERROR             | 1           | an error of ours, or of this machine                       |
+| PANIC             | 3           | the guest's kernel panicked                                |
 | HALTED            | 4           | halted with interrupts off: nothing can wake it            |
 | TRIPLE_FAULT      | 5           | an exception while handling the double fault               |
 | EMULATION_FAILURE | 6           | KVM met an instruction that it can neither run nor emulate |
@@ -31,6 +32,7 @@ class Outcome(enum.Enum):
     STOPPED = "stopped"
     GUEST_EXIT = "guest-exit"
     ERROR = "error"
+    PANIC = "panic"
     HALTED = "halted"
     TRIPLE_FAULT = "triple-fault"
     EMULATION_FAILURE = "emulation-failure"
@@ -44,6 +46,7 @@ _EXIT_STATUS = {
     Outcome.RESET: 0,
     Outcome.STOPPED: 0,
     Outcome.ERROR: 1,
+    Outcome.PANIC: 3,
     Outcome.HALTED: 4,
     Outcome.TRIPLE_FAULT: 5,
     Outcome.EMULATION_FAILURE: 6,

@@ -15,7 +15,7 @@ from pyvmm.arch.x86_64 import layout, paging, registers
 from pyvmm.errors import HostError
 from pyvmm.memory import GuestMemory
 from pyvmm.units import MiB
-from pyvmm.vcpu_setup import guest_cpuid, set_entry
+from pyvmm.vcpu_setup import set_entry
 
 if TYPE_CHECKING:
     from kvm_bindings import Kvm
@@ -52,7 +52,7 @@ def probe_virtualization(kvm: Kvm) -> Virtualization:
         memory.write(layout.GDT_GPA, entry.gdt)
         memory.write(layout.PAGE_TABLES_GPA, paging.identity_map(layout.PAGE_TABLES_GPA))
         with vm.create_vcpu(0) as vcpu:
-            vcpu.set_cpuid2(guest_cpuid(kvm, apic_id=0, cpu_count=1))
+            vcpu.set_cpuid2(kvm.get_supported_cpuid())
             set_entry(vcpu, entry)
             while (reason := vcpu.run()) == ExitReason.INTR:
                 pass

@@ -386,7 +386,11 @@ class ConsoleReader:
 
     If ``fd`` is a terminal, Ctrl-A x calls ``on_leave``, once and from that thread; ``notice``
     gets what is to be shown to the user. In the background nothing is read; on coming back to the
-    foreground ``terminal`` is set raw. The end of the input is not the end of anything else.
+    foreground ``terminal`` is set raw. The end of the input is not the end of anything else;
+    ``on_end`` is called at it, from the reader's thread.
+
+    ``is_terminal`` says otherwise of an ``fd`` that looks like a terminal and has no user at it,
+    as the controlling end of a pty does.
     """
 
     def __init__(
@@ -397,13 +401,16 @@ class ConsoleReader:
         on_leave: Callable[[], object],
         notice: Callable[[bytes], object],
         terminal: RawTerminal | None = None,
+        on_end: Callable[[], object] | None = None,
+        is_terminal: bool | None = None,
     ) -> None:
         self._fd = fd
         self._receiver = receiver
         self._on_leave = on_leave
         self._terminal = terminal
+        self._on_end = on_end
         self._filter: EscapeFilter | None = None
-        if os.isatty(fd):
+        if os.isatty(fd) if is_terminal is None else is_terminal:
             self._filter = EscapeFilter(self._leave, receiver.receive_break, lambda: notice(HELP))
         self._pending = bytearray()
         self._stopping = False
@@ -452,6 +459,8 @@ class ConsoleReader:
         while True:
             self._offer_pending()
             if self._stopping or (has_ended and not self._pending):
+                if has_ended and self._on_end is not None:
+                    self._on_end()
                 return
             was_in_background = in_background
             in_background = is_terminal and is_in_background(self._fd)

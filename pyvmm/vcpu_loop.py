@@ -10,16 +10,21 @@ Two things besides exits are taken care of here:
 KVM puts them into a ring, to be seen at the next exit. They happened before it, so the ring is
 drained first.
 
-*Kicks.* Another thread that wants something of this vCPU says what in ``end`` (or wants just a
-look at the state), then kicks: it sets ``immediate_exit`` and sends a signal. Whether the vCPU
-was in KVM_RUN or about to enter it, KVM_RUN returns at once; ``immediate_exit`` is cleared
-*before* the reason is looked for, so that a kick that comes later is not lost.
+*Kicks.* Another thread that wants something of this vCPU says what (``end``, ``pause``, or just a
+look at whether it has halted), then kicks: it sets ``immediate_exit`` and sends a signal. Whether
+the vCPU was in KVM_RUN or about to enter it, KVM_RUN returns at once; ``immediate_exit`` is
+cleared *before* the reason is looked for, so that a kick that comes later is not lost.
+
+With more than one vCPU a lock goes around every access to a device, and around the ring, which is
+the VM's: devices need not know how many vCPUs there are.
 
 The loop is flat and works on plain ints, since everything here is paid for by every exit.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from threading import Event, get_native_id
 from typing import TYPE_CHECKING
 
 from kvm_bindings import ExitReason, KvmError, constants
@@ -28,6 +33,7 @@ from pyvmm.outcome import Outcome, RunEnded, RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Lock
     from typing import Any, Literal
 
     from kvm_bindings import Vcpu
@@ -40,6 +46,7 @@ _EXIT_INTR = ExitReason.INTR
 _IO_OUT = constants.KVM_EXIT_IO_OUT
 _CELL_FORMATS: dict[int, Literal["B", "H", "I"]] = {1: "B", 2: "H", 4: "I"}  # bytes: struct's code
 _MP_STATE_HALTED = constants.KVM_MP_STATE_HALTED
+_MP_STATE_UNINITIALIZED = constants.KVM_MP_STATE_UNINITIALIZED
 _LONGEST_INSTRUCTION_BYTES = 15  # SDM 2A 2.3.11
 
 
@@ -48,7 +55,10 @@ _PortAccess = tuple[bool, "Callable[..., Any]", memoryview]
 
 
 class VcpuLoop:
-    """Runs ``vcpu`` until something ends the run. ``run`` belongs to one thread."""
+    """Runs ``vcpu`` until something ends the run. ``run`` belongs to one thread.
+
+    ``device_lock`` is what the loops of all vCPUs share; a machine with one vCPU needs none.
+    """
 
     def __init__(
         self,
@@ -56,18 +66,47 @@ class VcpuLoop:
         ports: PortBus,
         mmio: MmioBus,
         read_memory: Callable[[int, int], bytes],
+        device_lock: Lock | None = None,
     ) -> None:
         self.vcpu = vcpu
+        self.native_thread_id = 0
+        """Of the thread in ``run``: for kicks. 0 if there is none yet."""
         self.exits = 0
         """How often KVM_RUN has returned; others may read it to see whether the guest moves."""
         self.end: RunResult | None = None
         """Set by another thread, before it kicks, to end the run with this result."""
+        self.halted: RunResult | None = None
+        """What the last kick found: the vCPU cannot go on by itself, with this as the reason."""
+        self.parked = Event()
+        """Set while the vCPU stands still after ``pause``: its state may be looked at."""
+        self._may_run = Event()
+        self._may_run.set()
+        self._device_lock = device_lock
+        self._slow_path_lock = device_lock or nullcontext()
         self._ports = ports
         self._mmio = mmio
         self._read_memory = read_memory
 
+    # For other threads.
+
+    def kick(self) -> None:
+        """Get the vCPU out of the guest to look at what is wanted of it."""
+        if self.native_thread_id:
+            self.vcpu.kick(self.native_thread_id)
+
+    def pause(self) -> None:
+        """Have the vCPU stand still at its next kick, between two instructions."""
+        self._may_run.clear()
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._may_run.set()
+
+    # For the thread that runs the vCPU.
+
     def run(self) -> RunResult:
         """Run the guest until the run ends, and say how it ended."""
+        self.native_thread_id = get_native_id()
         try:
             return self._run()
         except RunEnded as ended:
@@ -104,29 +143,28 @@ class VcpuLoop:
                 self._mmio_access()
             elif reason == _EXIT_INTR:
                 vcpu.immediate_exit = False
+                if not self._may_run.is_set():
+                    self.parked.set()
+                    self._may_run.wait()
+                    self.parked.clear()
                 if self.end is not None:
                     return self.end
-                if self._is_halted_for_good():
-                    return RunResult(
-                        Outcome.HALTED,
-                        f"the guest halted for good: HLT at {vcpu.get_regs().rip:#x} "
-                        "with interrupts off",
-                        report=self._registers(),
-                    )
+                self.halted = self._halted_for_good()
             else:
                 result = self._other_exit(vcpu.decode())
                 if result is not None:
                     return result
 
     def _drain_coalesced(self) -> None:
-        while (run := self.vcpu.take_coalesced()) is not None:
-            address, size, is_pio, data = run
-            if is_pio:
-                self._ports.write_string(address, size, data)
-            else:
-                for start in range(0, len(data), size):
-                    value = int.from_bytes(data[start : start + size], "little")
-                    self._mmio.write(address, size, value)
+        with self._slow_path_lock:
+            while (run := self.vcpu.take_coalesced()) is not None:
+                address, size, is_pio, data = run
+                if is_pio:
+                    self._ports.write_string(address, size, data)
+                else:
+                    for start in range(0, len(data), size):
+                        value = int.from_bytes(data[start : start + size], "little")
+                        self._mmio.write(address, size, value)
 
     def _resolve_port_access(self) -> _PortAccess | None:
         """How to answer this port exit and all that are like it; None if it takes more than that.
@@ -141,6 +179,8 @@ class VcpuLoop:
         device = (self._ports.writer if is_out else self._ports.reader)(io.port, io.size)
         if device is None:
             return None
+        if self._device_lock is not None:
+            device = _locked(self._device_lock, device)
         return is_out, device, self.vcpu.io_data().cast(_CELL_FORMATS[io.size])
 
     def _string_io(self) -> None:
@@ -150,30 +190,43 @@ class VcpuLoop:
         """
         io = self.vcpu.io
         data = self.vcpu.io_data()
-        if io.direction == _IO_OUT:
-            self._ports.write_string(io.port, io.size, bytes(data))
-        else:
-            data[:] = self._ports.read_string(io.port, io.size, io.count)
+        with self._slow_path_lock:
+            if io.direction == _IO_OUT:
+                self._ports.write_string(io.port, io.size, bytes(data))
+            else:
+                data[:] = self._ports.read_string(io.port, io.size, io.count)
 
     def _mmio_access(self) -> None:
         access = self.vcpu.mmio
         size = access.len
-        if access.is_write:
-            value = int.from_bytes(bytes(access.data[0:size]), "little")
-            self._mmio.write(access.phys_addr, size, value)
-        else:
-            value = self._mmio.read(access.phys_addr, size)
-            self.vcpu.complete_mmio_read(value.to_bytes(size, "little"))
+        with self._slow_path_lock:
+            if access.is_write:
+                value = int.from_bytes(bytes(access.data[0:size]), "little")
+                self._mmio.write(access.phys_addr, size, value)
+            else:
+                value = self._mmio.read(access.phys_addr, size)
+                self.vcpu.complete_mmio_read(value.to_bytes(size, "little"))
 
-    def _is_halted_for_good(self) -> bool:
-        """Whether the vCPU waits in HLT with interrupts off.
+    def _halted_for_good(self) -> RunResult | None:
+        """Why this vCPU cannot go on by itself, if so.
 
         With the in-kernel irqchip HLT does not exit: KVM just waits for an interrupt. Nothing in
-        this machine sends an NMI, so one that cannot take an interrupt waits for ever.
+        this machine sends an NMI, so a vCPU that cannot take an interrupt waits for ever, unless
+        another vCPU restarts it. One that was never started waits for that, too.
         """
-        if self.vcpu.get_mp_state() != _MP_STATE_HALTED:
-            return False
-        return not self.vcpu.get_regs().rflags & RFLAGS_IF
+        state = self.vcpu.get_mp_state()
+        if state == _MP_STATE_UNINITIALIZED:
+            return RunResult(Outcome.HALTED, f"CPU {self.vcpu.id} was never started")
+        if state != _MP_STATE_HALTED:
+            return None
+        regs = self.vcpu.get_regs()
+        if regs.rflags & RFLAGS_IF:
+            return None
+        return RunResult(
+            Outcome.HALTED,
+            f"the guest halted for good: HLT at {regs.rip:#x} with interrupts off",
+            report=self._registers(),
+        )
 
     def _other_exit(self, reason: VcpuExit) -> RunResult | None:
         """What a rare exit means for the run; None to go on."""
@@ -232,3 +285,11 @@ class VcpuLoop:
         from pyvmm.debug.registers import format_registers
 
         return format_registers(self.vcpu.get_regs(), self.vcpu.get_sregs())
+
+
+def _locked(lock: Lock, device: Callable[..., Any]) -> Callable[..., Any]:
+    def access(*value: int) -> Any:
+        with lock:
+            return device(*value)
+
+    return access

@@ -23,23 +23,32 @@ if TYPE_CHECKING:
 _FCW_INITIAL = 0x37F
 
 
-def guest_cpuid(kvm: Kvm, *, apic_id: int, cpu_count: int) -> list[CpuidEntry]:
-    """The CPUID leaves that the vCPU ``apic_id`` shall see on this host."""
-    leaves = cpuid.guest_leaves(
-        kvm.get_supported_cpuid(),
-        apic_id=apic_id,
-        cpu_count=cpu_count,
-        tsc_deadline=bool(kvm.check_extension(constants.KVM_CAP_TSC_DEADLINE_TIMER)),
-    )
-    return [CpuidEntry(*leaf) for leaf in leaves]
+class CpuidSource:
+    """What this host can give a guest, asked once for all vCPUs."""
+
+    def __init__(self, kvm: Kvm, cpu_count: int) -> None:
+        self._supported = kvm.get_supported_cpuid()
+        self._tsc_deadline = bool(kvm.check_extension(constants.KVM_CAP_TSC_DEADLINE_TIMER))
+        self._knows_tsc = bool(kvm.check_extension(constants.KVM_CAP_GET_TSC_KHZ))
+        self._cpu_count = cpu_count
+
+    def leaves_for(self, vcpu: Vcpu) -> list[cpuid.Leaf]:
+        """The CPUID leaves that ``vcpu``, whose number is its APIC id, shall see."""
+        return cpuid.guest_leaves(
+            self._supported,
+            apic_id=vcpu.id,
+            cpu_count=self._cpu_count,
+            tsc_deadline=self._tsc_deadline,
+            tsc_khz=vcpu.get_tsc_khz() if self._knows_tsc else 0,
+        )
 
 
-def set_up_vcpu(vcpu: Vcpu, leaves: list[CpuidEntry], entry: EntryState) -> None:
-    """Make a fresh vCPU ready to run from ``entry``.
+def set_up_vcpu(vcpu: Vcpu, leaves: list[cpuid.Leaf], entry: EntryState | None) -> None:
+    """Make a fresh vCPU ready to run from ``entry``; without one, from where a SIPI says.
 
     Raises HostError if KVM does not take an MSR that kernels rely on.
     """
-    vcpu.set_cpuid2(leaves)
+    vcpu.set_cpuid2([CpuidEntry(*leaf) for leaf in leaves])
     accepted = vcpu.set_msrs(msrs.BOOT_MSRS)
     if accepted < len(msrs.BOOT_MSRS):
         refused = list(msrs.BOOT_MSRS)[accepted]
@@ -51,7 +60,8 @@ def set_up_vcpu(vcpu: Vcpu, leaves: list[CpuidEntry], entry: EntryState) -> None
     fpu.fcw = _FCW_INITIAL
     vcpu.set_fpu(fpu)
     wire_lapic(vcpu)
-    set_entry(vcpu, entry)
+    if entry is not None:
+        set_entry(vcpu, entry)
 
 
 def wire_lapic(vcpu: Vcpu) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyvmm.arch.x86_64 import layout
+from pyvmm.boot.handover import Blob
 from pyvmm.errors import KernelImageError
 from pyvmm.units import MiB
 
@@ -23,6 +25,9 @@ SIZE_BYTES = 4096
 E820_MAX_ENTRIES = 128
 
 _E820_ENTRY = struct.Struct("<QQI")
+_SETUP_DATA_HEADER = struct.Struct("<QII")  # struct setup_data: next, type, len
+
+SETUP_RNG_SEED = 9  # arch/x86/include/uapi/asm/setup_data.h
 
 
 class Field(NamedTuple):
@@ -32,6 +37,7 @@ class Field(NamedTuple):
     size: int
 
 
+ACPI_RSDP_ADDR = Field(0x070, 8)
 EXT_RAMDISK_IMAGE = Field(0x0C0, 4)
 EXT_RAMDISK_SIZE = Field(0x0C4, 4)
 EXT_CMD_LINE_PTR = Field(0x0C8, 4)
@@ -47,6 +53,7 @@ RAMDISK_IMAGE = Field(0x218, 4)
 RAMDISK_SIZE = Field(0x21C, 4)
 CMD_LINE_PTR = Field(0x228, 4)
 KERNEL_ALIGNMENT = Field(0x230, 4)
+SETUP_DATA = Field(0x250, 8)
 E820_TABLE = Field(0x2D0, E820_MAX_ENTRIES * _E820_ENTRY.size)
 
 BOOT_FLAG_VALUE = 0xAA55
@@ -61,6 +68,14 @@ LOADED_HIGH = 1 << 0
 QUIET_FLAG = 1 << 5
 KEEP_SEGMENTS = 1 << 6
 CAN_USE_HEAP = 1 << 7
+
+
+def setup_data(handover: Handover) -> list[Blob]:
+    """The list that ``setup_data`` begins: the seed of the kernel's random numbers (Linux 6.0)."""
+    if not handover.rng_seed:
+        return []
+    header = _SETUP_DATA_HEADER.pack(0, SETUP_RNG_SEED, len(handover.rng_seed))
+    return [Blob("setup_data", layout.SETUP_DATA_GPA, header + handover.rng_seed)]
 
 
 def build(handover: Handover) -> bytes:
@@ -99,6 +114,9 @@ def build(handover: Handover) -> bytes:
         put(RAMDISK_SIZE, handover.initrd.size_bytes & 0xFFFF_FFFF)
         put(EXT_RAMDISK_IMAGE, handover.initrd.base_gpa >> 32)
         put(EXT_RAMDISK_SIZE, handover.initrd.size_bytes >> 32)
+    put(ACPI_RSDP_ADDR, handover.rsdp_gpa)
+    if handover.rng_seed:
+        put(SETUP_DATA, layout.SETUP_DATA_GPA)
     put(E820_ENTRIES, len(handover.memory_map))
     for index, entry in enumerate(handover.memory_map):
         _E820_ENTRY.pack_into(page, E820_TABLE.offset + index * _E820_ENTRY.size, *entry)

@@ -21,6 +21,10 @@ class Handover(NamedTuple):
     memory_map: list[MemoryMapEntry]
     cmdline: Placement
     initrd: Placement | None = None
+    rsdp_gpa: int = 0
+    """Where ACPI's tables begin; 0 if there are none."""
+    rng_seed: bytes = b""
+    """Random bytes that the kernel may count on, if the protocol has a way to hand them over."""
 
 
 class Blob(NamedTuple):

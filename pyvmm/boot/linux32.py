@@ -24,5 +24,6 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     blobs = [
         Blob("GDT", layout.GDT_GPA, entry.gdt),
         Blob("boot_params", layout.BOOT_PARAMS_GPA, boot_params.build(handover)),
+        *boot_params.setup_data(handover),
     ]
     return BootPlan(blobs, entry)

@@ -24,6 +24,7 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     blobs = [
         Blob("GDT", layout.GDT_GPA, entry.gdt),
         Blob("boot_params", layout.BOOT_PARAMS_GPA, boot_params.build(handover)),
+        *boot_params.setup_data(handover),
         Blob("page tables", layout.PAGE_TABLES_GPA, paging.identity_map(layout.PAGE_TABLES_GPA)),
     ]
     return BootPlan(blobs, entry)

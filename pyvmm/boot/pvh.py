@@ -92,7 +92,7 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
         nr_modules=len(modules),
         modlist_paddr=modlist_gpa if modules else 0,
         cmdline_paddr=handover.cmdline.base_gpa,
-        rsdp_paddr=0,
+        rsdp_paddr=handover.rsdp_gpa,
         memmap_paddr=memmap_gpa,
         memmap_entries=len(memmap),
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from contextlib import contextmanager
-from errno import EPIPE
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from pyvmm.boot import Protocol
@@ -16,12 +14,13 @@ from pyvmm.loader.load import Decompress
 from pyvmm.machine import Machine
 from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
-from pyvmm.terminal import ConsoleReader, ConsoleWriter, RawTerminal, guard_standard_fds
+from pyvmm.serial_backend import File, SerialBackend, Stdio, open_backend
+from pyvmm.terminal import guard_standard_fds
 from pyvmm.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 HELP = "boot a kernel, its serial console on this terminal"
@@ -29,9 +28,10 @@ HELP = "boot a kernel, its serial console on this terminal"
 _EPILOG = """\
 in the terminal: Ctrl-A x ends the run, Ctrl-A c sends Ctrl-A, Ctrl-A h lists the keys
 
-exit status: 0 the guest powered off or reset itself; N it exited with N (debug exit port);
-4 halted for good; 5 triple fault; 6 an instruction KVM cannot emulate; 7 another failure in KVM;
-124 timeout; 128+N ended by signal N; 1 this machine cannot; 2 a mistake in what was given
+exit status: 0 the guest powered off (or reset itself, with --no-reboot); N it exited with N
+(debug exit port); 3 its kernel panicked; 4 halted for good; 5 triple fault; 6 an instruction that
+KVM cannot emulate; 7 another failure in KVM; 124 timeout; 128+N ended by signal N; 1 this machine
+cannot; 2 a mistake in what was given
 
 examples:
   pyvmm run                                      the embedded kernel
@@ -62,7 +62,15 @@ def configure(parser: ArgumentParser) -> None:
         default=format_size(DEFAULT_MEMORY_BYTES).replace(" MiB", "M"),
         help="guest memory: 512M, 5G (default: %(default)s)",
     )
-    add("--cpus", metavar="N", type=_whole_number, default=1, help="processors (this version: 1)")
+    add("--cpus", metavar="N", type=_whole_number, default=1, help="processors (default: 1)")
+    add(
+        "--serial",
+        metavar="WHERE",
+        action="append",
+        help="stdio (the default for the first), file:PATH, pty, socket:PATH or none; "
+        "up to four times, for ttyS0 to ttyS3",
+    )
+    add("--no-reboot", action="store_true", help="end the run when the guest resets itself")
     add(
         "--protocol",
         choices=("auto", "pvh", "linux64", "linux32"),
@@ -102,39 +110,65 @@ def run(args: Namespace) -> int:
     config = _config(args)
     config.check()  # a mistake is told before anything is fetched
     config = config._replace(kernel=_kernel_path(args.kernel))
-    writer = ConsoleWriter(1)
-    with Machine(config, writer.write) as machine:
-        if args.verbose:
-            _describe(machine)
-        with _ended_by_signals(machine), RawTerminal(0) as terminal, _raw_after_stop(terminal):
-            reader = ConsoleReader(
-                0,
-                machine.serial,
-                on_leave=lambda: machine.stop(_LEFT),
-                notice=writer.write,
-                terminal=terminal,
-            )
-            reader.start()
-            try:
-                result = machine.run(timeout_s=args.timeout)
-            finally:
-                reader.close()
-                writer.close(_FLUSH_PATIENCE_S)
-        if not writer.at_line_start and os.isatty(1) and os.isatty(2):
-            tell("")
-        if args.verbose:
-            _tell_what_happened(machine)
-    _tell_what_was_lost(writer)
+    with ExitStack() as backends_open:
+        backends: list[SerialBackend | None] = []
+        for text in _serial_ports(args.serial):
+            backend = open_backend(text, on_leave=lambda: machine.stop(_LEFT))
+            if backend is not None:
+                backends_open.callback(backend.close)
+            backends.append(backend)
+        outputs = [backend.write if backend else None for backend in backends]
+        with Machine(config, outputs[0] or _nowhere, outputs[1:]) as machine:
+            _tell_notes(backends)
+            if args.verbose:
+                _describe(machine)
+            with _ended_by_signals(machine, backends):
+                for backend, port in zip(backends, machine.serial_inputs, strict=True):
+                    if backend is not None:
+                        backend.start(port)
+                try:
+                    result = machine.run(timeout_s=args.timeout)
+                finally:
+                    backends_open.close()
+            if any(isinstance(backend, Stdio) and backend.is_mid_line for backend in backends):
+                tell("")
+            if args.verbose:
+                _tell_what_happened(machine)
+    for backend in backends:
+        if isinstance(backend, Stdio | File):
+            _tell_notes([backend])
     if result.report:
         tell(result.report)
     tell(f"pyvmm: {result.summary}")
     return result.exit_status
 
 
-# How long a reader of standard output may take for the last bytes once the guest has ended.
-_FLUSH_PATIENCE_S = 2.0
-
+_SERIAL_PORTS_MAX = 4
 _LEFT = RunResult(Outcome.STOPPED, "ended from the terminal")
+
+
+def _serial_ports(given: list[str] | None) -> list[str]:
+    """What ttyS0 and those after it are to be connected to."""
+    ports = given or ["stdio"]
+    if len(ports) > _SERIAL_PORTS_MAX:
+        raise ConfigError(
+            f"{len(ports)} serial ports were asked for; a PC has {_SERIAL_PORTS_MAX}; "
+            "give --serial less often"
+        )
+    if ports.count("stdio") > 1:
+        raise ConfigError("stdio can be only one serial port's; give the others something else")
+    return ports
+
+
+def _nowhere(data: bytes) -> None:
+    """Where the console goes that was not asked for."""
+
+
+def _tell_notes(backends: Sequence[SerialBackend | None]) -> None:
+    for backend in backends:
+        for note in backend.notes if backend else []:
+            tell(f"pyvmm: {note}")
+
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -150,6 +184,7 @@ def _config(args: Namespace) -> MachineConfig:
         decompress=Decompress(args.decompress) if args.decompress else None,
         backing=Backing(args.backing),
         huge_pages=HugePages(args.huge_pages),
+        reboot=not args.no_reboot,
     )
 
 
@@ -171,7 +206,7 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is not a number of CPUs; expected 1") from None
+        raise ConfigError(f"{text!r} is not a number of CPUs; expected one such as 2") from None
 
 
 def _seconds(text: str) -> float:
@@ -185,12 +220,17 @@ def _seconds(text: str) -> float:
 
 
 @contextmanager
-def _ended_by_signals(machine: Machine) -> Iterator[None]:
+def _ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None]) -> Iterator[None]:
     """While inside, a signal that would end this process ends the run instead, and tidily."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         machine.stop(RunResult(Outcome.SIGNAL, f"ended by {name}", number))
+
+    def go_on(_number: int, _frame: FrameType | None) -> None:
+        for backend in backends:
+            if isinstance(backend, Stdio):
+                backend.foreground()
 
     # One that we were started to ignore, as by nohup, or by a shell for a job in the background,
     # stays ignored.
@@ -199,21 +239,12 @@ def _ended_by_signals(machine: Machine) -> Iterator[None]:
         for number in _SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
+    previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, go_on)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _raw_after_stop(terminal: RawTerminal) -> Iterator[None]:
-    """After Ctrl-Z and fg the shell has left the terminal in modes of its own: set ours again."""
-    previous = signal.signal(signal.SIGCONT, lambda _number, _frame: terminal.apply())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCONT, previous)
 
 
 def _describe(machine: Machine) -> None:
@@ -226,14 +257,7 @@ def _describe(machine: Machine) -> None:
 
 def _tell_what_happened(machine: Machine) -> None:
     tell(f"pyvmm: {machine.exits} exits to userspace")
-    for port, (reads, writes) in sorted(machine.ports.unclaimed().items()):
+    for port, (reads, writes) in sorted(machine.board.ports.unclaimed().items()):
         tell(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
-    for gpa, (reads, writes) in sorted(machine.mmio.unclaimed().items()):
+    for gpa, (reads, writes) in sorted(machine.board.mmio.unclaimed().items()):
         tell(f"  no device at address {gpa:#x}: {reads} reads, {writes} writes")
-
-
-def _tell_what_was_lost(writer: ConsoleWriter) -> None:
-    if writer.error is not None and writer.error.errno != EPIPE:  # `| head` is no accident
-        tell(f"pyvmm: console output was lost: standard output: {writer.error.strerror}")
-    if writer.dropped_bytes:
-        tell(f"pyvmm: {writer.dropped_bytes} bytes of console output were not read, and lost")

@@ -46,6 +46,9 @@ DEBUG_EXIT_PORTS = 4
 COM1_BASE = 0x3F8
 COM_PORTS = 8
 COM1_IRQ = 4
+# (base, IRQ) of ttyS0 to ttyS3. On the PC the third and fourth share the lines of the first two,
+# which works on no bus of edges; a kernel is told of these lines by ACPI.
+COM = ((COM1_BASE, COM1_IRQ), (0x2F8, 3), (0x3E8, 5), (0x2E8, 7))
 
 # Where QEMU has it by default (docs/specs/pvpanic.rst). Guests are told by the DSDT.
 PVPANIC_PORT = 0x505

@@ -38,6 +38,7 @@ def session(
             protocol=protocol,
             decompress=decompress,
             initrd=initrd,
+            reboot=False,
         )
     )
 

@@ -7,13 +7,20 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from build_guest import build
 
 from pyvmm import embedded
 from pyvmm.config import MachineConfig
-from pyvmm.errors import ConfigError, HostError, KernelImageError
+from pyvmm.errors import (
+    ConfigError,
+    ConsoleError,
+    HostError,
+    KernelImageError,
+    MachineStateError,
+)
 from pyvmm.machine import STOPPED, Machine
 from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
@@ -147,11 +154,167 @@ def test_huge_pages_that_the_host_has_not_got_are_told(spin: str) -> None:
 
 
 def test_a_config_that_makes_no_machine_is_refused_before_anything_is_opened() -> None:
-    with pytest.raises(ConfigError, match="2 CPUs"):
-        Machine(MachineConfig(kernel="there is no such file", cpus=2), bytes)
+    with pytest.raises(ConfigError, match="99 CPUs"):
+        Machine(MachineConfig(kernel="there is no such file", cpus=99), bytes)
 
 
 def test_placements_are_told_by_address(machine: Machine) -> None:
     placements = list(machine.placements())
     assert placements == sorted(placements, key=lambda placement: placement[1])
     assert {"GDT", "start_info", "command line", "MP table"} < {name for name, _, _ in placements}
+
+
+def test_run_twice_is_refused(machine: Machine) -> None:
+    machine.stop()
+    machine.run()
+    with pytest.raises(MachineStateError, match="started before"):
+        machine.start()
+
+
+def test_wait_before_the_start_is_refused(machine: Machine) -> None:
+    with pytest.raises(MachineStateError, match="call start"):
+        machine.wait()
+
+
+def test_wait_that_runs_out_leaves_the_machine_running(machine: Machine) -> None:
+    machine.start()
+    assert machine.wait(timeout_s=0.05) is None
+    machine.stop()
+    assert machine.wait(timeout_s=30) is STOPPED
+
+
+def test_pause_lets_registers_be_seen_and_resume_goes_on(machine: Machine) -> None:
+    machine.start()
+    with pytest.raises(MachineStateError, match=r"pause\(\) it first"):
+        _ = machine.vcpus
+    machine.pause()
+    assert machine.paused
+    (vcpu,) = machine.vcpus
+    assert vcpu.get_regs().rip == vcpu.get_regs().rip
+    exits = machine.exits
+    machine.pause()  # as good as nothing
+    assert machine.exits == exits
+    machine.resume()
+    assert not machine.paused
+    machine.stop()
+    assert machine.wait(timeout_s=30) is STOPPED
+
+
+def test_registers_written_while_paused_are_what_the_guest_goes_on_with(spin: str) -> None:
+    # The guest loops in place; sent to a HLT of ours, with interrupts off, it halts for good.
+    config = MachineConfig(kernel=spin, memory_bytes=16 * MiB)
+    with Machine(config, bytes) as machine:
+        machine.start()
+        machine.pause()
+        machine.memory.write_u8(0x5000, 0xF4)
+        (vcpu,) = machine.vcpus
+        regs = vcpu.get_regs()
+        regs.rip = 0x5000
+        vcpu.set_regs(regs)
+        machine.resume()
+        result = machine.wait(timeout_s=30)
+    assert result is not None
+    assert result.outcome is Outcome.HALTED
+    assert "0x5001" in result.summary
+
+
+def test_stop_while_paused_ends_the_run(machine: Machine) -> None:
+    machine.start()
+    machine.pause()
+    machine.stop()
+    assert machine.wait(timeout_s=30) is STOPPED
+
+
+def test_pause_after_the_end_returns(machine: Machine) -> None:
+    machine.start()
+    machine.stop()
+    machine.wait(timeout_s=30)
+    machine.pause()
+    assert len(machine.vcpus) == 1
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+def test_200_starts_and_stops(spin: str, cpus: int) -> None:
+    # With pauses in between: each a kick of every vCPU, wherever it is, that must not get lost.
+    config = MachineConfig(kernel=spin, memory_bytes=2 * MiB, cpus=cpus)
+    for _ in range(200 // cpus):
+        with Machine(config, bytes) as machine:
+            machine.start()
+            machine.pause()
+            machine.resume()
+            machine.stop()
+            assert machine.wait(timeout_s=30) is STOPPED
+
+
+def test_cpus_that_nobody_starts_do_not_keep_a_halted_machine_alive(tmp_path: Path) -> None:
+    config = MachineConfig(
+        kernel=build("halt_forever", str(tmp_path)), memory_bytes=16 * MiB, cpus=2
+    )
+    with Machine(config, bytes) as machine:
+        assert machine.run(timeout_s=30).outcome is Outcome.HALTED
+
+
+def embedded_machine(**values: Any) -> Machine:
+    config = MachineConfig(
+        kernel=embedded.path("kernel.elf"), memory_bytes=64 * MiB, cmdline="", **values
+    )
+    return Machine(config)
+
+
+def test_console_is_a_stream() -> None:
+    with embedded_machine() as machine:
+        machine.start()
+        greeting = machine.console.expect(rb"\n> ", timeout_s=30)
+        assert b"pyvmm embedded kernel" in greeting
+        machine.console.write(b"hello there\n")
+        assert b"hello there" in machine.console.expect(rb"\n> ", timeout_s=30)
+        machine.console.write(b"exit 9\n")
+        result = machine.wait(timeout_s=30)
+    assert result is not None
+    assert result.exit_status == 9
+    assert machine.console.read(timeout_s=0)
+    assert machine.console.read() == b""  # it ended: there is nothing to wait for
+
+
+def test_console_that_does_not_show_what_is_expected_says_what_it_showed() -> None:
+    with embedded_machine() as machine:
+        machine.start()
+        machine.console.expect(rb"\n> ", timeout_s=30)
+        with pytest.raises(ConsoleError, match=r"nothing more came in 0\.05 s"):
+            machine.console.expect(b"never", timeout_s=0.05)
+        machine.console.write(b"poweroff\n")
+        with pytest.raises(ConsoleError, match=r"the run ended.*poweroff"):
+            machine.console.expect(b"never", timeout_s=30)
+
+
+def test_64_kib_typed_arrive_whole() -> None:
+    lines = [b"%05d %s\n" % (number, b"x" * 57) for number in range(1024)]
+    with embedded_machine() as machine:
+        machine.start()
+        machine.console.expect(rb"\n> ", timeout_s=30)
+        machine.console.write(b"".join(lines) + b"poweroff\n")
+        result = machine.wait(timeout_s=60)
+    assert result is not None
+    assert result.outcome is Outcome.POWERED_OFF
+    echoed = machine.console.output.replace(b"\r", b"")
+    assert all(line in echoed for line in lines)
+
+
+def test_reset_starts_the_guest_again() -> None:
+    with embedded_machine() as machine:
+        machine.start()
+        machine.console.expect(rb"\n> ", timeout_s=30)
+        machine.console.write(b"reboot\n")
+        assert b"pyvmm embedded kernel" in machine.console.expect(rb"\n> ", timeout_s=30)
+        assert machine.boots == 2
+        machine.console.write(b"exit 5\n")
+        result = machine.wait(timeout_s=30)
+    assert result is not None
+    assert result.exit_status == 5
+
+
+def test_reset_without_reboot_is_the_end() -> None:
+    with embedded_machine(reboot=False) as machine:
+        machine.console.write(b"reboot\n")
+        assert machine.run(timeout_s=30).outcome is Outcome.RESET
+        assert machine.boots == 1

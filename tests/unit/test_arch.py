@@ -73,6 +73,7 @@ def test_low_memory_tables_do_not_overlap() -> None:
         (layout.START_INFO_GPA, layout.START_INFO_MAX_BYTES),
         (layout.BOOT_PARAMS_GPA, 4096),
         (layout.PAGE_TABLES_GPA, paging.SIZE_BYTES),
+        (layout.SETUP_DATA_GPA, 64),
         (layout.CMDLINE_GPA, layout.CMDLINE_MAX_BYTES),
         (layout.EBDA_GPA, layout.EBDA_BYTES),
     ]
@@ -118,6 +119,16 @@ def test_cpuid_says_hypervisor_and_keeps_kvms_leaves() -> None:
 @pytest.mark.parametrize("tsc_deadline", [True, False])
 def test_cpuid_tsc_deadline_follows_the_capability(tsc_deadline: bool) -> None:
     assert guest(tsc_deadline=tsc_deadline)[0x1, 0].ecx >> 24 & 1 == tsc_deadline
+
+
+def test_cpuid_tells_the_frequency_of_the_tsc_where_it_is_known() -> None:
+    leaves = cpuid.guest_leaves(
+        SUPPORTED, apic_id=0, cpu_count=1, tsc_deadline=True, tsc_khz=2_596_136
+    )
+    table = {leaf.function: leaf for leaf in leaves}
+    assert table[0x4000_0010][3:5] == (2_596_136, 1_000_000)
+    assert table[0x4000_0000].eax == 0x4000_0010
+    assert (0x4000_0010, 0) not in guest()
 
 
 def test_cpuid_has_no_monitor() -> None:

@@ -19,6 +19,7 @@ from pyvmm.memory import GuestMemory, HugePages
 from pyvmm.units import GiB, MiB
 
 CMDLINE = Placement("command line", 0x2_0000, 14)
+SEED = bytes(range(32))
 INITRD = Placement("initrd", 0x0123_4000, 0x5678)
 
 
@@ -27,7 +28,9 @@ def handover(*, initrd: Placement | None = None, **kernel: Any) -> Handover:
     fields = {**entries, "setup_header": None, "pvh_problem": None, **kernel}
     loaded: Any = SimpleNamespace(**fields)
     with GuestMemory.create(5 * GiB, huge_pages=HugePages.NEVER) as memory:
-        return Handover(loaded, memory_map(memory), CMDLINE, initrd)
+        return Handover(
+            loaded, memory_map(memory), CMDLINE, initrd, rsdp_gpa=0xE_0000, rng_seed=SEED
+        )
 
 
 def blob(plan: BootPlan, name: str) -> bytes:
@@ -46,6 +49,7 @@ def test_memory_map_keeps_off_ebda_and_bios() -> None:
 
 
 FIELDS = {
+    "acpi_rsdp_addr": boot_params.ACPI_RSDP_ADDR,
     "ext_ramdisk_image": boot_params.EXT_RAMDISK_IMAGE,
     "ext_ramdisk_size": boot_params.EXT_RAMDISK_SIZE,
     "ext_cmd_line_ptr": boot_params.EXT_CMD_LINE_PTR,
@@ -60,6 +64,7 @@ FIELDS = {
     "hdr.ramdisk_size": boot_params.RAMDISK_SIZE,
     "hdr.cmd_line_ptr": boot_params.CMD_LINE_PTR,
     "hdr.kernel_alignment": boot_params.KERNEL_ALIGNMENT,
+    "hdr.setup_data": boot_params.SETUP_DATA,
     "e820_table": boot_params.E820_TABLE,
 }
 
@@ -87,6 +92,18 @@ def test_boot_params_of_a_vmlinux_has_a_minimal_header() -> None:
     assert page[0x218:0x220] == struct.pack("<II", 0x0123_4000, 0x5678)
     assert page[0x228:0x22C] == struct.pack("<I", 0x2_0000)
     assert page[0x1EF] == 0  # the sentinel: a loader that copied too much leaves it set
+
+
+@pytest.mark.parametrize("protocol", [linux64, linux32])
+def test_boot_params_lead_to_acpi_and_to_the_seed(protocol: Any) -> None:
+    plan = protocol.plan(handover(linux64_entry_gpa=0x100_0000), 0x100_0000)
+    page = blob(plan, "boot_params")
+    assert struct.unpack_from("<Q", page, 0x70) == (0xE_0000,)
+    (setup_data_gpa,) = struct.unpack_from("<Q", page, 0x250)
+    (data,) = (each.data for each in plan.blobs if each.gpa == setup_data_gpa)
+    # struct setup_data of asm/setup_data.h: next, type (SETUP_RNG_SEED is 9), len, data
+    assert struct.unpack_from("<QII", data) == (0, 9, 32)
+    assert data[16:] == SEED
 
 
 def test_boot_params_carries_the_memory_map() -> None:
@@ -158,6 +175,7 @@ def test_pvh_start_info_is_laid_out_as_xen_says() -> None:
     assert struct.unpack_from("<I", page, 12) == (1,)
     (modlist_gpa,) = struct.unpack_from("<Q", page, 16)
     assert struct.unpack_from("<Q", page, 24) == (0x2_0000,)
+    assert struct.unpack_from("<Q", page, 32) == (0xE_0000,)
     (memmap_gpa,) = struct.unpack_from("<Q", page, 40)
     assert struct.unpack_from("<I", page, 48) == (4,)
     assert struct.unpack_from("<QQQQ", page, modlist_gpa - 0x6000) == (0x0123_4000, 0x5678, 0, 0)

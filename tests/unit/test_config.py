@@ -20,8 +20,8 @@ def test_defaults_make_a_machine() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cpus": 0}, "0 CPUs was asked for; expected 1"),
-        ({"cpus": 2}, "one CPU only"),
+        ({"cpus": 0}, "0 CPUs was asked for; expected 1 to 32"),
+        ({"cpus": 33}, "33 CPUs was asked for; expected 1 to 32"),
         ({"memory_bytes": 0}, "0 bytes of memory was asked for; expected at least 2 MiB"),
         ({"memory_bytes": 1 * MiB}, "expected at least 2 MiB"),
         ({"memory_bytes": 512 * MiB + 1}, "multiple of the page size, 4096"),

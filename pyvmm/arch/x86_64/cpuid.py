@@ -29,6 +29,12 @@ ECX_PERF_CTR_EXT_NB = 1 << 24
 # The flag of struct kvm_cpuid_entry2 for leaves whose answer depends on ECX.
 SIGNIFICANT_INDEX = 1 << 0
 
+# What hypervisors tell of frequencies, in kHz: EAX the TSC's, EBX the APIC bus's. VMware began it
+# (its Knowledge Base article 1009458 and the mail "CPUID usage for interaction between Hypervisors
+# and Linux", 2008), others followed. KVM's LAPIC timer counts nanoseconds: APIC_BUS_CYCLE_NS is 1.
+_TIMING = 0x4000_0010
+_APIC_BUS_KHZ = 1_000_000
+
 _LEVEL_SMT = 1
 _LEVEL_CORE = 2
 
@@ -51,11 +57,13 @@ def guest_leaves(
     apic_id: int,
     cpu_count: int,
     tsc_deadline: bool,
+    tsc_khz: int = 0,
 ) -> list[Leaf]:
     """The leaves for the vCPU ``apic_id`` of ``cpu_count``.
 
     ``supported`` is what KVM says the host supports, ``tsc_deadline`` whether KVM's LAPIC timer
-    has that mode: it is a capability of its own, not part of the supported leaves.
+    has that mode: it is a capability of its own, not part of the supported leaves. ``tsc_khz`` is
+    the frequency of the guest's TSC, 0 if KVM does not know it.
     """
     leaves = []
     for entry in supported:
@@ -70,6 +78,8 @@ def guest_leaves(
                 leaf = leaf._replace(eax=0, ebx=0, ecx=0, edx=0)
             case 0x0000_000B | 0x0000_001F:
                 continue  # the host's topology; the guest's follows below
+            case 0x4000_0000 if tsc_khz:
+                leaf = leaf._replace(eax=max(leaf.eax, _TIMING))
             case 0x8000_0001:
                 leaf = _extended_features(leaf, cpu_count)
             case 0x8000_0008:
@@ -78,6 +88,8 @@ def guest_leaves(
             case 0x8000_001E:
                 leaf = leaf._replace(eax=apic_id, ebx=apic_id & 0xFF, ecx=0)
         leaves.append(leaf)
+    if tsc_khz:
+        leaves.append(Leaf(_TIMING, 0, 0, tsc_khz, _APIC_BUS_KHZ, 0, 0))
     highest = max((leaf.eax for leaf in leaves if leaf.function == 0), default=0)
     for function in (0x0000_000B, 0x0000_001F):
         if function <= highest:

@@ -8,9 +8,11 @@
 0x0000_7000  | boot_params: the "zero page"   |  what the Linux protocols hand over
 0x0000_8000  | boot stack, grows down         |
 0x0000_9000  | page tables: PML4, PDPT, 4 PDs |  identity map of the first 4 GiB
+0x0001_0000  | setup_data                     |  more for the Linux protocols: a seed
 0x0002_0000  | command line, at most 64 KiB   |
 0x0009_fc00  | EBDA: MP table (1 KiB)         |  reserved in the memory map
 0x000a_0000  | VGA and ROM area               |  reserved in the memory map
+0x000e_0000  | ACPI tables                    |  where kernels look for the RSDP
 0x0010_0000  +--------------------------------+  HIMEM: kernels and initrds go above this
              | RAM                            |
 0xc000_0000  +--------------------------------+  the 32-bit gap: no RAM
@@ -33,6 +35,7 @@ START_INFO_MAX_BYTES = 4 * KiB
 BOOT_PARAMS_GPA = 0x0000_7000
 BOOT_STACK_TOP_GPA = 0x0000_9000
 PAGE_TABLES_GPA = 0x0000_9000
+SETUP_DATA_GPA = 0x0001_0000
 CMDLINE_GPA = 0x0002_0000
 CMDLINE_MAX_BYTES = 64 * KiB
 
@@ -43,6 +46,9 @@ EBDA_BYTES = 1 * KiB
 MPTABLE_GPA = EBDA_GPA
 
 LEGACY_HOLE_GPA = 0x000A_0000
+# The RSDP is looked for from 0xE0000 to 0xFFFFF (ACPI 6.5, 5.2.5.1).
+ACPI_GPA = 0x000E_0000
+ACPI_MAX_BYTES = 128 * KiB
 HIMEM_GPA = 0x0010_0000
 
 GAP_BASE = 0xC000_0000

@@ -1,0 +1,237 @@
+"""The board: one machine from power-on to power-off, and the one module that knows all its parts.
+
+    MachineConfig --> Board.__enter__: open KVM, lay out memory, load a kernel, plan the boot,
+                      make the VM, its devices and its vCPUs
+
+What stands where afterwards:
+
+    kvm, vm      /dev/kvm and the VM: interrupt chips and timer live in the kernel
+    memory       guest RAM, handed to KVM as slots
+    kernel       what the loader placed, and where it can be entered
+    ports, mmio  which device answers at which address
+    serials      the UARTs, ttyS0 first
+    loops        the vCPUs' run loops, to be run by a thread each
+
+A reset is a new board: nothing of the old one can be left over in it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from threading import Lock
+from typing import TYPE_CHECKING, NoReturn
+
+from kvm_bindings import Kvm, constants
+from pyvmm import boot
+from pyvmm.arch.x86_64 import layout, mptable
+from pyvmm.boot.handover import Blob, Handover
+from pyvmm.boot.memory_map import memory_map
+from pyvmm.capabilities import check_required
+from pyvmm.devices import ports
+from pyvmm.devices.bus import MmioBus, PortBus
+from pyvmm.devices.debug_exit import DebugExit
+from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.pci_none import PciNone
+from pyvmm.devices.power import Pm1Control
+from pyvmm.devices.rtc import Rtc
+from pyvmm.devices.scratch import ScratchPort
+from pyvmm.devices.serial import Serial16550
+from pyvmm.loader.cmdline import place_cmdline
+from pyvmm.loader.image import KernelImage
+from pyvmm.loader.initrd import place_initrd
+from pyvmm.loader.load import Placement, load_kernel
+from pyvmm.memory import GuestMemory
+from pyvmm.outcome import Outcome, RunEnded, RunResult
+from pyvmm.vcpu_loop import VcpuLoop
+from pyvmm.vcpu_setup import CpuidSource, set_up_vcpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
+
+    from kvm_bindings import Vm
+    from pyvmm.arch.x86_64.registers import EntryState
+    from pyvmm.config import MachineConfig
+
+    Output = Callable[[bytes], object]
+
+
+# As many as Linux's generator takes for a full seed (include/crypto/chacha.h, CHACHA_KEY_SIZE).
+_RNG_SEED_BYTES = 32
+
+
+class GsiLine:
+    """One input of the in-kernel interrupt chips, as devices see it."""
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self._gsi = gsi
+
+    def set(self, level: bool) -> None:
+        """Drive the line high or low."""
+        self._vm.irq_line(self._gsi, level)
+
+
+class Board:
+    """A board as ``config`` describes it; a context manager that builds it on entry.
+
+    ``serial_outputs``: for each of ttyS0 to ttyS3 what takes the bytes that the guest sends there,
+    called from a vCPU's thread; None where there is to be no port.
+
+    Entering raises KernelImageError, InitrdError or CmdlineError for what the user gave, HostError
+    or KvmError for what this host lacks.
+    """
+
+    def __init__(self, config: MachineConfig, serial_outputs: Sequence[Output | None]) -> None:
+        self.config = config
+        self._serial_outputs = serial_outputs
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Board:
+        config = self.config
+        with ExitStack() as stack:
+            self.kvm = stack.enter_context(Kvm())
+            check_required(self.kvm)
+            self.memory = stack.enter_context(GuestMemory.create(
+                config.memory_bytes, backing=config.backing, huge_pages=config.huge_pages
+            ))  # fmt: skip
+            entry = self._load()
+            self.vm = stack.enter_context(self.kvm.create_vm())
+            self._set_up_vm()
+            self._add_devices()
+            self._add_vcpus(stack, entry)
+            self._write_mptable()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give everything back to the host. No vCPU may be running."""
+        self._stack.close()
+
+    def placements(self) -> Iterator[Placement]:
+        """What was put into guest memory, by address."""
+        yield from sorted(self._placements, key=lambda placement: placement.base_gpa)
+
+    # Each of these is one step of the way in ``__enter__``.
+
+    def _load(self) -> EntryState:
+        """Put kernel, command line, initrd and the protocol's tables into guest memory."""
+        config = self.config
+        with KernelImage.open(config.kernel) as image:
+            self.kernel = load_kernel(image, self.memory, decompress=config.decompress_where)
+        self.protocol, self.entry_gpa = boot.choose(config.protocol, self.kernel)
+        cmdline = place_cmdline(config.cmdline, self.memory, self.kernel)
+        initrd = place_initrd(config.initrd, self.memory, self.kernel)
+        handover = Handover(
+            self.kernel,
+            memory_map(self.memory),
+            cmdline,
+            initrd,
+            rng_seed=os.urandom(_RNG_SEED_BYTES),
+        )
+        plan = boot.plan_boot(self.protocol, self.entry_gpa, handover)
+        self._placements = [*self.kernel.placements, cmdline, *([initrd] if initrd else [])]
+        for blob in plan.blobs:
+            self._write(blob)
+        return plan.entry
+
+    def _write(self, blob: Blob) -> None:
+        self.memory.write(blob.gpa, blob.data)
+        self._placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
+
+    def _set_up_vm(self) -> None:
+        """Memory slots, then interrupt chips, then the timer, all before any vCPU.
+
+        Slots first because it is faster: KVM waits 5 ms for others who may use the old list of
+        slots, if there have been any who use the VM's buses; the interrupt chips do.
+        """
+        for slot, region in enumerate(self.memory):
+            self.vm.set_user_memory_region(slot, region.base_gpa, region.buffer)
+        self.vm.set_tss_addr(layout.TSS_GPA)
+        self.vm.set_identity_map_addr(layout.IDENTITY_MAP_GPA)
+        self.vm.create_irqchip()
+        # A kernel that calibrates its TSC polls port 0x61; KVM answers there if it is told so.
+        self.vm.create_pit2(constants.KVM_PIT_SPEAKER_DUMMY)
+
+    def _add_vcpus(self, stack: ExitStack, entry: EntryState) -> None:
+        """The processors: the first starts at ``entry``, the others when it sends them a SIPI."""
+        cpuid_source = CpuidSource(self.kvm, self.config.cpus)
+        device_lock = Lock() if self.config.cpus > 1 else None
+        self.loops: list[VcpuLoop] = []
+        for apic_id in range(self.config.cpus):
+            vcpu = stack.enter_context(self.vm.create_vcpu(apic_id))
+            leaves = cpuid_source.leaves_for(vcpu)
+            set_up_vcpu(vcpu, leaves, entry if apic_id == 0 else None)
+            self.loops.append(VcpuLoop(vcpu, self.ports, self.mmio, self.memory.read, device_lock))
+            if apic_id == 0:
+                self._features = next(leaf for leaf in leaves if leaf.function == 1)
+
+    def _write_mptable(self) -> None:
+        """For kernels that do without ACPI."""
+        table = mptable.build(
+            cpu_count=self.config.cpus,
+            cpu_signature=self._features.eax,
+            cpu_features=self._features.edx,
+            base_gpa=layout.MPTABLE_GPA,
+        )
+        self._write(Blob("MP table", layout.MPTABLE_GPA, table))
+
+    def _add_devices(self) -> None:
+        """The devices of this machine, each at its ports."""
+        self.mmio = MmioBus()
+        self.ports = PortBus()
+        add = self.ports.add
+        self.serials: list[Serial16550 | None] = []
+        # What is written to the transmit register need not exit byte by byte: KVM collects it.
+        can_coalesce = self.vm.check_extension(constants.KVM_CAP_COALESCED_PIO)
+        for (base, irq), output in zip(ports.COM, self._serial_outputs, strict=False):
+            serial = None
+            if output is not None:
+                serial = Serial16550(GsiLine(self.vm, irq), output)
+                add(base, ports.COM_PORTS, serial, f"UART at {base:#x}")
+                if can_coalesce:
+                    self.vm.register_coalesced_zone(base, 1, pio=True)
+            self.serials.append(serial)
+        keyboard_line = GsiLine(self.vm, ports.I8042_KBD_IRQ)
+        add(ports.I8042_BASE, ports.I8042_PORTS, I8042(keyboard_line, _end_by_reset), "i8042")
+        add(ports.RTC_BASE, ports.RTC_PORTS, self._rtc(), "RTC")
+        add(ports.POST_CODE_PORT, 1, ScratchPort(), "POST code")
+        add(ports.IO_DELAY_PORT, 1, ScratchPort(), "I/O delay")
+        add(ports.DEBUG_EXIT_BASE, ports.DEBUG_EXIT_PORTS, DebugExit(_end_by_exit), "debug exit")
+        pm1_control = Pm1Control(_end_by_power_off)
+        add(ports.PM1A_CONTROL_PORT, ports.PM1A_CONTROL_PORTS, pm1_control, "ACPI PM1a control")
+        add(ports.PCI_CONFIG_BASE, ports.PCI_CONFIG_PORTS, PciNone(), "PCI configuration")
+
+    def _rtc(self) -> Rtc:
+        """The clock; its CMOS RAM says how much memory there is, for those who still ask there."""
+        low, *high = self.memory.regions
+        return Rtc(
+            time.time,
+            low_memory_bytes=low.size_bytes,
+            high_memory_bytes=sum(region.size_bytes for region in high),
+        )
+
+
+# How a guest asks for the end: by way of a device, out of the middle of a vCPU's loop.
+
+
+def _end_by_reset() -> NoReturn:
+    raise RunEnded(RunResult(Outcome.RESET, "the guest reset itself"))
+
+
+def _end_by_power_off() -> NoReturn:
+    raise RunEnded(RunResult(Outcome.POWERED_OFF, "the guest powered itself off"))
+
+
+def _end_by_exit(status: int) -> NoReturn:
+    raise RunEnded(RunResult(Outcome.GUEST_EXIT, f"the guest exited with {status}", status))
