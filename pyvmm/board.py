@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kvm_bindings import Kvm, constants
 from pyvmm import boot
 from pyvmm.arch.x86_64 import layout, mptable
+from pyvmm.arch.x86_64.acpi import tables
 from pyvmm.boot.handover import Blob, Handover
 from pyvmm.boot.memory_map import memory_map
 from pyvmm.capabilities import check_required
@@ -34,7 +35,8 @@ from pyvmm.devices.bus import MmioBus, PortBus
 from pyvmm.devices.debug_exit import DebugExit
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.pci_none import PciNone
-from pyvmm.devices.power import Pm1Control
+from pyvmm.devices.power import AcpiPm
+from pyvmm.devices.pvpanic import PANICKED, PvPanic
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.scratch import ScratchPort
 from pyvmm.devices.serial import Serial16550
@@ -78,14 +80,21 @@ class Board:
     """A board as ``config`` describes it; a context manager that builds it on entry.
 
     ``serial_outputs``: for each of ttyS0 to ttyS3 what takes the bytes that the guest sends there,
-    called from a vCPU's thread; None where there is to be no port.
+    called from a vCPU's thread; None where there is to be no port. ``on_panic`` is called likewise,
+    when the guest's kernel says by pvpanic that it is done for.
 
     Entering raises KernelImageError, InitrdError or CmdlineError for what the user gave, HostError
     or KvmError for what this host lacks.
     """
 
-    def __init__(self, config: MachineConfig, serial_outputs: Sequence[Output | None]) -> None:
+    def __init__(
+        self,
+        config: MachineConfig,
+        serial_outputs: Sequence[Output | None],
+        on_panic: Callable[[], object],
+    ) -> None:
         self.config = config
+        self._on_panic = on_panic
         self._serial_outputs = serial_outputs
         self._stack = ExitStack()
 
@@ -102,7 +111,7 @@ class Board:
             self._set_up_vm()
             self._add_devices()
             self._add_vcpus(stack, entry)
-            self._write_mptable()
+            self._write_tables()
             self._stack = stack.pop_all()
         return self
 
@@ -137,6 +146,7 @@ class Board:
             memory_map(self.memory),
             cmdline,
             initrd,
+            rsdp_gpa=layout.ACPI_GPA,
             rng_seed=os.urandom(_RNG_SEED_BYTES),
         )
         plan = boot.plan_boot(self.protocol, self.entry_gpa, handover)
@@ -176,8 +186,20 @@ class Board:
             if apic_id == 0:
                 self._features = next(leaf for leaf in leaves if leaf.function == 1)
 
-    def _write_mptable(self) -> None:
-        """For kernels that do without ACPI."""
+    def _write_tables(self) -> None:
+        """What tells a kernel of processors, interrupts and devices: ACPI's tables.
+
+        And an MP table, for kernels that do without ACPI.
+        """
+        acpi = tables.build(
+            base_gpa=layout.ACPI_GPA,
+            max_bytes=layout.ACPI_MAX_BYTES,
+            cpu_count=self.config.cpus,
+            serial_ports=[
+                port for port, serial in zip(ports.COM, self.serials, strict=False) if serial
+            ],
+        )
+        self._write(Blob("ACPI tables", layout.ACPI_GPA, acpi))
         table = mptable.build(
             cpu_count=self.config.cpus,
             cpu_signature=self._features.eax,
@@ -197,7 +219,7 @@ class Board:
         for (base, irq), output in zip(ports.COM, self._serial_outputs, strict=False):
             serial = None
             if output is not None:
-                serial = Serial16550(GsiLine(self.vm, irq), output)
+                serial = Serial16550(GsiLine(self.vm, irq), output, fifo_bytes=64)
                 add(base, ports.COM_PORTS, serial, f"UART at {base:#x}")
                 if can_coalesce:
                     self.vm.register_coalesced_zone(base, 1, pio=True)
@@ -208,9 +230,15 @@ class Board:
         add(ports.POST_CODE_PORT, 1, ScratchPort(), "POST code")
         add(ports.IO_DELAY_PORT, 1, ScratchPort(), "I/O delay")
         add(ports.DEBUG_EXIT_BASE, ports.DEBUG_EXIT_PORTS, DebugExit(_end_by_exit), "debug exit")
-        pm1_control = Pm1Control(_end_by_power_off)
-        add(ports.PM1A_CONTROL_PORT, ports.PM1A_CONTROL_PORTS, pm1_control, "ACPI PM1a control")
+        self.power = AcpiPm(GsiLine(self.vm, ports.SCI_IRQ), _end_by_power_off)
+        add(ports.PM1A_EVENT_PORT, ports.PM1A_PORTS, self.power, "ACPI PM1 block")
+        add(ports.PVPANIC_PORT, 1, PvPanic(self._take_panic_event), "pvpanic")
         add(ports.PCI_CONFIG_BASE, ports.PCI_CONFIG_PORTS, PciNone(), "PCI configuration")
+
+    def _take_panic_event(self, event: int) -> None:
+        # With a crash kernel loaded the guest goes on by itself.
+        if event & PANICKED:
+            self._on_panic()
 
     def _rtc(self) -> Rtc:
         """The clock; its CMOS RAM says how much memory there is, for those who still ask there."""

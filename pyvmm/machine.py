@@ -185,6 +185,10 @@ class Machine:
         assert result is not None
         return result
 
+    def press_power_button(self) -> None:
+        """Ask the guest to shut down. Whether it does is for it to decide (acpid, systemd)."""
+        self.board.power.press_power_button()
+
     def pause(self) -> None:
         """Have all vCPUs stand still; returns when they do. Nothing if they do already.
 
@@ -287,7 +291,7 @@ class Machine:
         self._power_on()
 
     def _power_on(self) -> None:
-        self._board = Board(self.config, self._outputs).__enter__()
+        self._board = Board(self.config, self._outputs, self._panic_watch.report).__enter__()
         for serial_input, serial in zip(self.serial_inputs, self._board.serials, strict=True):
             serial_input.connect(serial)
         self.boots += 1

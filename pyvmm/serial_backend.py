@@ -13,7 +13,8 @@ import threading
 from errno import EPIPE
 from typing import TYPE_CHECKING, Protocol
 
-from pyvmm.errors import ConfigError, HostError
+from pyvmm.errors import ConfigError
+from pyvmm.loader.files import cannot_write
 from pyvmm.terminal import ConsoleReader, ConsoleWriter, RawTerminal
 from pyvmm.threads import start_thread
 
@@ -75,8 +76,9 @@ class Stdio:
 
     def close(self) -> None:
         """Let the last bytes out, and give the terminal back."""
-        if self._reader is not None:
-            self._reader.close()
+        reader, self._reader = self._reader, None  # from now on ``foreground`` does nothing
+        if reader is not None:
+            reader.close()
         self._writer.close(_FLUSH_PATIENCE_S)
         self._terminal.restore()
 
@@ -98,7 +100,7 @@ class File:
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise HostError(f"cannot write {path}: {error.strerror}; name another file") from error
+            raise cannot_write(path, error) from error
         self._path = path
         self._writer = ConsoleWriter(self._fd)
 
@@ -169,7 +171,7 @@ class Socket:
             self._listener.listen(1)
         except OSError as error:
             self._listener.close()
-            raise HostError(
+            raise ConfigError(
                 f"cannot listen on the socket {path}: {error.strerror or error}; "
                 "name a path that does not exist, in a directory that does"
             ) from error
@@ -202,7 +204,10 @@ class Socket:
         if self._thread is not None:
             self._thread.join()
         self._listener.close()
-        os.unlink(self._path)
+        try:
+            os.unlink(self._path)
+        except OSError:
+            pass  # somebody was quicker
 
     @property
     def notes(self) -> list[str]:
@@ -234,7 +239,8 @@ class Socket:
 def open_backend(text: str, on_leave: Callable[[], object]) -> SerialBackend | None:
     """What ``text`` names: ``stdio``, ``file:PATH``, ``pty``, ``socket:PATH``; None for ``none``.
 
-    Raises ConfigError if it names none of them, HostError if it cannot be had.
+    Raises ConfigError if it names none of them, or nothing that can be had; HostError if this host
+    cannot write there.
     """
     kind, colon, path = text.partition(":")
     if kind in ("file", "socket") and path:

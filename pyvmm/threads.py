@@ -1,7 +1,8 @@
-"""Starting a thread, which a host at its limits refuses."""
+"""Starting a thread: signals stay with the main thread, and a host at its limits is told of."""
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from pyvmm.errors import HostError
@@ -9,9 +10,23 @@ from pyvmm.errors import HostError
 if TYPE_CHECKING:
     from threading import Thread
 
+# What a thread brings on itself: a fault, or output of a job in the background (tcsetattr(3)).
+_ITS_OWN = {
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP,
+    signal.SIGSYS, signal.SIGTTOU,
+}  # fmt: skip
+
 
 def start_thread(thread: Thread) -> None:
-    """Start ``thread``. Raises HostError if the host has none to give."""
+    """Start ``thread``, with all signals blocked in it that are the process's.
+
+    Python runs signal handlers in the main thread, when that comes by. A signal that the kernel
+    gives to another thread does not wake the main thread up, which may wait for a long time. The
+    kernel does so, for instance, with a SIGCONT that ends a stop.
+
+    Raises HostError if the host has no thread to give.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _ITS_OWN)
     try:
         thread.start()
     except RuntimeError as error:
@@ -19,3 +34,5 @@ def start_thread(thread: Thread) -> None:
             f"the host did not start a thread ({error}); raise this user's limits on processes and "
             "memory (ulimit -u, ulimit -v), or end something"
         ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -6,7 +6,7 @@ import os
 import stat
 from errno import EDQUOT, EFBIG, EIO, ENOSPC, EROFS
 
-from pyvmm.errors import ConfigError, HostError, ImageError
+from pyvmm.errors import ConfigError, HostError, ImageError, PyvmmError
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -79,13 +79,19 @@ def write_whole(path: str, data: bytes | memoryview) -> None:
     except OSError as error:
         if not in_place and os.path.exists(target):
             os.unlink(target)
-        if error.errno in _HOST_CANNOT_WRITE:
-            raise HostError(f"cannot write {path}: {error.strerror}; make room there, or choose "
-                            "another place") from error  # fmt: skip
-        raise ConfigError(
-            f"cannot write {path!r}: {error.strerror}; expected the path of a file, in a directory "
-            "that is there and that you may write in"
-        ) from error
+        raise cannot_write(path, error) from error
 
 
-_HOST_CANNOT_WRITE = (ENOSPC, EDQUOT, EFBIG, EIO, EROFS)
+def cannot_write(path: str, error: OSError) -> PyvmmError:
+    """What to raise for the ``error`` of opening or writing ``path``.
+
+    It is a ConfigError if there is no such place, a HostError if this host cannot write there.
+    """
+    if error.errno in (ENOSPC, EDQUOT, EFBIG, EIO, EROFS):
+        return HostError(
+            f"cannot write {path}: {error.strerror}; make room there, or choose another place"
+        )
+    return ConfigError(
+        f"cannot write {path!r}: {error.strerror}; expected the path of a file, in a directory "
+        "that is there and that you may write in"
+    )

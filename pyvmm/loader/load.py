@@ -137,7 +137,7 @@ def _place_elf(
 ) -> LoadedKernel:
     """Place the ELF in ``data``, which is the contents of ``fd`` if that is not None."""
     kernel = elf.parse(data)
-    for segment in kernel.segments:
+    for segment in reversed(kernel.segments):  # the highest first: it says how much is needed
         _require_ram(memory, segment.p_paddr, segment.p_memsz, "a segment")
     placements = []
     for segment in kernel.segments:

@@ -85,6 +85,25 @@ def test_stop_from_a_signal_handler_does_not_wait_for_itself(machine: Machine) -
         signal.signal(signal.SIGALRM, previous)
 
 
+def test_stop_comes_through_to_a_thread_started_with_signals_blocked(machine: Machine) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        assert machine.run(timeout_s=0.05).outcome is Outcome.TIMEOUT
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def test_host_without_another_thread_is_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(HostError, match=r"can't start new thread.*ulimit -u"):
+        machine.run()
+
+
 def test_timeout_is_told(machine: Machine) -> None:
     result = machine.run(timeout_s=0.05)
     assert (result.outcome, result.exit_status) == (Outcome.TIMEOUT, 124)
@@ -150,6 +169,12 @@ def test_huge_pages_that_the_host_has_not_got_are_told(spin: str) -> None:
         kernel=spin, memory_bytes=(free + 1) * 2 * MiB, huge_pages=HugePages.HUGETLB
     )
     with pytest.raises(HostError, match=r"vm\.nr_hugepages"):
+        Machine(config, bytes).__enter__()
+
+
+def test_memory_that_the_host_has_not_got_is_told_in_all(spin: str) -> None:
+    config = MachineConfig(kernel=spin, memory_bytes=60000 * GiB)
+    with pytest.raises(HostError, match=r"did not give 60000 GiB of memory .* ask for less"):
         Machine(config, bytes).__enter__()
 
 

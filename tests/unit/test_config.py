@@ -10,6 +10,7 @@ from pyvmm.boot import Protocol
 from pyvmm.config import MachineConfig
 from pyvmm.errors import ConfigError
 from pyvmm.loader.load import Decompress
+from pyvmm.memory import HugePages
 from pyvmm.units import MiB
 
 
@@ -26,6 +27,10 @@ def test_defaults_make_a_machine() -> None:
         ({"memory_bytes": 1 * MiB}, "expected at least 2 MiB"),
         ({"memory_bytes": 512 * MiB + 1}, "multiple of the page size, 4096"),
         ({"memory_bytes": 1 << 60}, "expected at most"),
+        (
+            {"memory_bytes": 3 * MiB, "huge_pages": HugePages.HUGETLB},
+            "3 MiB .* huge pages; expected a multiple of their size, 2 MiB",
+        ),
         ({"protocol": Protocol.LINUX32, "decompress": Decompress.HOST}, "--decompress host"),
         ({"protocol": Protocol.PVH, "decompress": Decompress.GUEST}, "--decompress guest"),
     ],

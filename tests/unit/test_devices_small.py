@@ -1,4 +1,4 @@
-"""The devices of a few lines: PCI without devices, scratch ports, debug exit, power."""
+"""The devices of a few lines: PCI without devices, scratch ports, debug exit, pvpanic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from pyvmm.devices.bus import PortBus
 from pyvmm.devices.debug_exit import DebugExit
 from pyvmm.devices.pci_none import PciNone
-from pyvmm.devices.power import Pm1Control
+from pyvmm.devices.pvpanic import PvPanic
 from pyvmm.devices.scratch import ScratchPort
 
 
@@ -64,37 +64,25 @@ def test_debug_exit_is_only_the_first_port() -> None:
     assert (statuses, device.read(0, 1)) == ([], 0)
 
 
-class PoweredOff(Exception):  # noqa: N818 - it is no error
-    """Raised by the callback, as the machine does it."""
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        # The bits of docs/specs/pvpanic.rst; what is not understood is ignored.
+        (0x01, [0x01]),
+        (0x02, [0x02]),
+        (0x03, [0x03]),
+        (0xFD, [0x01]),
+        (0x04, []),
+        (0x00, []),
+    ],
+)
+def test_pvpanic_tells_of_the_events_it_understands(written: int, told: list[int]) -> None:
+    events: list[int] = []
+    PvPanic(events.append).write(0, 1, written)
+    assert events == told
 
 
-def power_off() -> None:
-    raise PoweredOff
-
-
-def test_pm1_control_soft_off_powers_off() -> None:
-    with pytest.raises(PoweredOff):
-        Pm1Control(power_off).write(0, 2, 0x2000)  # SLP_EN is bit 13 (ACPI 6.5, table 4.13)
-
-
-def test_pm1_control_soft_off_by_the_high_byte_alone() -> None:
-    with pytest.raises(PoweredOff):
-        Pm1Control(power_off).write(1, 1, 0x20)
-
-
-def test_pm1_control_sleep_type_without_enable_does_nothing() -> None:
-    device = Pm1Control(power_off)
-    device.write(0, 2, 0x1400)
-    assert device.read(0, 2) == 0x1401
-
-
-def test_pm1_control_other_sleep_types_do_nothing() -> None:
-    device = Pm1Control(power_off)
-    device.write(0, 2, 0x2000 | 5 << 10)
-    assert device.read(0, 2) == 0x1401  # SLP_EN reads as zero, SCI_EN as one
-
-
-def test_pm1_control_reads_by_byte() -> None:
-    device = Pm1Control(power_off)
-    device.write(0, 2, 0x1400)
-    assert (device.read(0, 1), device.read(1, 1)) == (0x01, 0x14)
+def test_pvpanic_reads_as_the_events_it_understands() -> None:
+    events: list[int] = []
+    assert PvPanic(events.append).read(0, 1) == 0x03
+    assert events == []

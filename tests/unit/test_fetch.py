@@ -8,11 +8,12 @@ import shutil
 import threading
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders.fake_apt import FakeApt
 
-from pyvmm import embedded
+from pyvmm import embedded, fetch
 from pyvmm.cli import fetch as cli_fetch
 from pyvmm.cli.main import main
 from pyvmm.errors import ConfigError, FetchError
@@ -173,14 +174,44 @@ def test_relative_cache_home_is_ignored(
 # What can go wrong, each with its remedy.
 
 
-def test_unknown_name_suggests_a_known_one(apt: FakeApt) -> None:
-    with pytest.raises(ConfigError, match=r"'debain' is neither .* did you mean debian\?"):
-        fetch_kernel("debain")
+@pytest.mark.parametrize(("typed", "meant"), [("debain", "debian"), ("embeded", "embedded")])
+def test_unknown_name_suggests_a_known_one(apt: FakeApt, typed: str, meant: str) -> None:
+    said = rf"'{typed}' is neither a file nor a kernel's name; did you mean {meant}\?"
+    with pytest.raises(ConfigError, match=said):
+        resolve_kernel(typed)
 
 
 def test_unknown_name_lists_the_known_ones(apt: FakeApt) -> None:
     with pytest.raises(ConfigError, match=r"the names are embedded, debian, .*debian:6\.12-rt"):
-        fetch_kernel("zzz")
+        resolve_kernel("zzz")
+
+
+@pytest.mark.parametrize("name", ["embedded", "./bzImage"])
+def test_what_cannot_be_fetched_is_not_called_unknown(apt: FakeApt, name: str) -> None:
+    said = rf"'{name}' is not the name of a kernel to fetch \(the names are debian, "
+    with pytest.raises(ConfigError, match=said):
+        fetch_kernel(name)
+
+
+def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(FetchError, match=r"no home directory for user id .* set XDG_CACHE_HOME"):
+        fetch_kernel("debian")
+
+
+def test_apt_can_tell_of_a_full_disk_on_a_full_disk(
+    apt: FakeApt, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_on_full_disk(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file).startswith(str(cache)):
+            raise OSError(28, "No space left on device")
+        return open(file, *args, **kwargs)
+
+    apt.fail_downloads("E: Error writing to file - write (28: No space left on device)\n")
+    monkeypatch.setattr(fetch, "open", open_on_full_disk, raising=False)
+    with pytest.raises(FetchError, match=r"apt-get could not .* write \(28: .*; make room in"):
+        fetch_kernel("debian")
 
 
 def test_machine_without_apt_is_told(

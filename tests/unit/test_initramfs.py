@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.cli.main import main
-from pyvmm.errors import ConfigError, HostError, ImageError
+from pyvmm.errors import ConfigError, ImageError
 from pyvmm.initramfs import DEFAULT_INIT, READY_MARKER, CpioEntry, build_initramfs, cpio_archive
 
 needs_cpio = pytest.mark.skipif(
@@ -254,7 +254,7 @@ def test_init_that_the_kernel_could_not_run_is_refused(tmp_path: Path, busybox: 
 
 
 def test_busybox_that_is_missing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="cannot be read: No such file"):
+    with pytest.raises(ImageError, match="there is no such file; expected a static busybox"):
         build(tmp_path, str(tmp_path / "busybox"))
 
 
@@ -276,7 +276,7 @@ def test_busybox_that_lists_no_applets_is_refused(tmp_path: Path, tools: Path) -
 
 
 def test_output_that_cannot_be_written_is_told(tmp_path: Path, busybox: str) -> None:
-    with pytest.raises(HostError, match=r"cannot write .*: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"cannot write .*: No such file or directory"):
         build_initramfs(str(tmp_path / "no" / "out"), busybox_path=busybox)
 
 
@@ -324,4 +324,11 @@ def test_command_with_a_missing_init_is_refused(
 ) -> None:
     out_path = str(tmp_path / "out")
     assert main(["initramfs", "-o", out_path, "--busybox", busybox, "--init", "/nothing"]) == 2
-    assert "/nothing cannot be read" in capsys.readouterr().err
+    assert "/nothing: there is no such file" in capsys.readouterr().err
+
+
+def test_command_does_not_take_an_empty_busybox_for_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["initramfs", "-o", str(tmp_path / "out"), "--busybox", ""]) == 2
+    assert "expected a static busybox" in capsys.readouterr().err

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.errors import ConfigError, HostError
-from pyvmm.serial_backend import Pty, SerialBackend, open_backend
+from pyvmm.errors import ConfigError
+from pyvmm.serial_backend import Pty, SerialBackend, Stdio, open_backend
+from pyvmm.terminal import RawTerminal
 
 
 class Port:
@@ -36,6 +37,19 @@ class Port:
             assert self._news.wait_for(lambda: self._taken == data, 10), self._taken
 
 
+class FakeReader:
+    """A ConsoleReader that leaves this process's stdin alone."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def backend(text: str) -> SerialBackend:
     opened = open_backend(text, on_leave=lambda: None)
     assert opened is not None
@@ -55,7 +69,7 @@ def test_file_gets_the_output_added(tmp_path: Path) -> None:
 
 
 def test_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=r"cannot write .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot write .*: Is a directory; expected the path"):
         backend(f"file:{tmp_path}")
 
 
@@ -100,9 +114,32 @@ def test_socket_without_a_client_takes_output_all_the_same(tmp_path: Path) -> No
 def test_socket_that_is_there_already_is_not_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "console"
     path.write_bytes(b"precious")
-    with pytest.raises(HostError, match="cannot listen on the socket"):
+    with pytest.raises(ConfigError, match="cannot listen on the socket"):
         backend(f"socket:{path}")
     assert path.read_bytes() == b"precious"
+
+
+def test_socket_that_somebody_has_removed_is_no_trouble(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    server = backend(f"socket:{path}")
+    server.start(Port())
+    path.unlink()
+    server.close()
+
+
+def test_stdio_that_is_closed_leaves_the_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[RawTerminal] = []
+    monkeypatch.setattr(RawTerminal, "apply", lambda terminal: applied.append(terminal))
+    monkeypatch.setattr("pyvmm.serial_backend.ConsoleReader", FakeReader)
+    stdio = Stdio(on_leave=lambda: None)
+    stdio.foreground()
+    assert len(applied) == 0
+    stdio.start(Port())
+    stdio.foreground()
+    assert len(applied) == 2
+    stdio.close()
+    stdio.foreground()
+    assert len(applied) == 2
 
 
 def test_none_is_no_backend() -> None:

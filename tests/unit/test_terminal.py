@@ -17,6 +17,7 @@ import pytest
 from builders.irq import RecordingIrq
 
 from pyvmm.devices.serial import Serial16550
+from pyvmm.errors import HostError
 from pyvmm.terminal import (
     ConsoleReader,
     ConsoleWriter,
@@ -150,6 +151,38 @@ def test_writer_takes_one_write_larger_than_its_buffer(pipe: tuple[int, int]) ->
     assert read_until(pipe[0], lambda got: len(got) >= len(data)) == data
     sender.join(WAIT_S)
     writer.close(WAIT_S)
+
+
+@pytest.mark.parametrize(("data", "is_start"), [(b"login:", False), (b"login:\r\n", True)])
+def test_writer_knows_whether_a_line_has_begun(
+    pipe: tuple[int, int], data: bytes, is_start: bool
+) -> None:
+    writer = ConsoleWriter(pipe[1])
+    assert writer.at_line_start
+    writer.write(data)
+    assert writer.close(WAIT_S)
+    assert writer.at_line_start is is_start
+
+
+def test_writer_counts_what_it_could_not_get_rid_of(pipe: tuple[int, int]) -> None:
+    capacity = fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 4 * KiB)
+    writer = ConsoleWriter(pipe[1])
+    writer.write(bytes(20 * KiB))
+    assert not writer.close(0.2)
+    assert writer.dropped_bytes == 20 * KiB - capacity
+
+
+def test_writer_that_gets_no_thread_says_so_and_closes_at_once(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    writer = ConsoleWriter(pipe[1])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(HostError, match="can't start new thread"):
+        writer.write(b"x")
+    assert not writer.close(1000.0)
 
 
 def test_writer_survives_a_reader_that_went_away(pipe: tuple[int, int]) -> None:
@@ -461,6 +494,8 @@ def running_on_terminal(script: str, pty: tuple[int, int]) -> Iterator[subproces
         stdout=pty[1],
         stderr=pty[1],
         start_new_session=True,
+        # With it a print is several writes, and those of two processes mix.
+        env={name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"},
     )
     try:
         yield process
