@@ -1,0 +1,70 @@
+"""Debian's stock kernels, as they come, in both forms and by both protocols.
+
+Where KVM emulates the guest's kernel mode they end at the first instruction that it does not know
+(cmpxchg16b in the slab allocator, just after memory is set up), up to 50 s from the start.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from builders.cli import pyvmm, running
+from builders.real_kernels import debian_vmlinuz
+
+from kvm_bindings import Kvm
+from pyvmm.probe import Virtualization, probe_virtualization
+
+LIMIT_S = 180.0
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(LIMIT_S + 20)]
+
+CMDLINE = "earlyprintk=ttyS0 console=ttyS0"
+ARGUMENTS = ["--mem", "96M", "--cmdline", CMDLINE]
+
+
+@pytest.fixture(scope="module")
+def vmlinux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the vmlinux of each series, as `pyvmm extract` gives it."""
+    directory = tmp_path_factory.mktemp("vmlinux")
+    for series in ("6.1", "6.12"):
+        pyvmm("extract", debian_vmlinuz(series), "-o", directory / series)
+    return directory
+
+
+@pytest.mark.parametrize("protocol", ["pvh", "linux64"])
+@pytest.mark.parametrize("form", ["bzImage", "vmlinux"])
+@pytest.mark.parametrize("series", ["6.1", "6.12"])
+def test_debian_kernel_prints_its_banner(
+    series: str, form: str, protocol: str, vmlinux: Path
+) -> None:
+    kernel = debian_vmlinuz(series) if form == "bzImage" else str(vmlinux / series)
+    arguments = ["--kernel", kernel, "--protocol", protocol, *ARGUMENTS]
+    with running("run", *arguments) as guest:
+        guest.wait_for(b"\r\n[    0.000000] Command line: " + CMDLINE.encode(), LIMIT_S)
+    assert re.search(rb"^\[    0.000000\] Linux version %s\." % series.encode(), guest.output)
+
+
+@pytest.mark.parametrize(
+    ("series", "form", "protocol"), [("6.1", "bzImage", "pvh"), ("6.12", "vmlinux", "linux64")]
+)
+def test_debian_kernel_goes_on_until_kvm_cannot(
+    series: str, form: str, protocol: str, vmlinux: Path
+) -> None:
+    kernel = debian_vmlinuz(series) if form == "bzImage" else str(vmlinux / series)
+    arguments = ["--kernel", kernel, "--protocol", protocol, *ARGUMENTS]
+    with Kvm() as kvm:
+        is_emulated = probe_virtualization(kvm) is Virtualization.SOFTWARE
+    with running("run", *arguments) as guest:
+        guest.wait_for(b"] percpu: Embedded ", LIMIT_S)
+        if not is_emulated:
+            return
+        status, errors = guest.end(LIMIT_S)
+    assert status == 6
+    # Intel SDM 2A, CMPXCHG16B: REX.W 0F C7 /1; LOCK is F0.
+    assert re.search(
+        r"^pyvmm: KVM could not emulate the instruction at 0xffffffff8\w+ "
+        r"\(64-bit mode, CPL 0\): f0 4[89] 0f c7 ",
+        errors, re.MULTILINE,
+    )  # fmt: skip
