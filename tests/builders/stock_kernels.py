@@ -1,0 +1,84 @@
+"""Debian's stock kernels under the real `pyvmm run`, as a user starts it.
+
+boot = boot_kernel(stock_kernel("debian:6.1-cloud"), "--protocol", "pvh", initrd=path)
+assert boot.report["kernel"] == ["6.1.0-56-cloud-amd64"]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pyvmm.errors import FetchError
+from pyvmm.fetch import FetchedKernel, fetch_kernel, fetch_package_file
+from pyvmm.initramfs import build_initramfs
+
+# -P: not the package that lies in the working directory, but the one that is installed.
+PYVMM = (sys.executable, "-P", "-m", "pyvmm")
+CMDLINE = "console=ttyS0 reboot=k panic=-1"
+BOOT_TIMEOUT_S = 90
+
+
+class Boot(NamedTuple):
+    """How a run of `pyvmm run` went."""
+
+    status: int
+    console: str
+    messages: str
+    """What pyvmm itself said, on standard error."""
+
+    @property
+    def report(self) -> dict[str, list[str]]:
+        """What the guest's init reported: ``report: WORD TEXT``, the texts by the word."""
+        found: dict[str, list[str]] = {}
+        for word, text in re.findall(r"^report: (\w+) ?(.*)$", self.console, re.MULTILINE):
+            found.setdefault(word, []).append(text)
+        return found
+
+
+def stock_kernel(name: str) -> FetchedKernel:
+    """A kernel by its name in the manifest. Skips if it cannot be had; in the lab that fails."""
+    try:
+        return fetch_kernel(name)
+    except FetchError as error:
+        if os.environ.get("PYVMM_LAB") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+def release(kernel: FetchedKernel) -> str:
+    """What `uname -r` says in ``kernel``: Debian's packages are named after it."""
+    return kernel.package.removeprefix("linux-image-").removesuffix("-unsigned")
+
+
+def make_initramfs(directory: Path, init: bytes | None) -> str:
+    """A busybox initramfs in ``directory`` with this /init, or the default one."""
+    path = str(directory / "initramfs")
+    try:
+        busybox = fetch_package_file("busybox-static", r"(usr/)?bin/busybox")
+    except FetchError as error:
+        if os.environ.get("PYVMM_LAB") == "1":
+            raise
+        pytest.skip(str(error))
+    build_initramfs(path, busybox_path=busybox, init_script=init)
+    return path
+
+
+def boot_kernel(
+    kernel: str, *options: str, initrd: str | None = None, cmdline: str = CMDLINE
+) -> Boot:
+    """Run ``kernel`` to its end; a reset counts as one."""
+    command = [*PYVMM, "run", "--kernel", kernel, "--cmdline", cmdline]
+    command += ["--initrd", initrd] if initrd is not None else []
+    command += ["--no-reboot", "--timeout", str(BOOT_TIMEOUT_S), *options]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=BOOT_TIMEOUT_S + 20
+    )
+    console = result.stdout.decode(errors="replace").replace("\r\n", "\n")
+    return Boot(result.returncode, console, result.stderr.decode())
