@@ -139,8 +139,10 @@ static int kvm_install_kick_handler(int signal_number)
 
     if (sigaction(signal_number, NULL, &present) < 0)
         return -errno;
+    /* One that we were started to ignore is nobody's either. */
     if ((present.sa_flags & SA_SIGINFO) ||
-        (present.sa_handler != SIG_DFL && present.sa_handler != kvm_kick_handler))
+        (present.sa_handler != SIG_DFL && present.sa_handler != SIG_IGN &&
+         present.sa_handler != kvm_kick_handler))
         return -EBUSY;
     memset(&action, 0, sizeof(action));
     action.sa_handler = kvm_kick_handler; /* no SA_RESTART: KVM_RUN must return */

@@ -89,6 +89,16 @@ def test_kick_signal_is_the_first_real_time_signal() -> None:
     assert install_kick_signal() == signal.SIGRTMIN
 
 
+def test_kick_signal_that_we_were_started_to_ignore_is_free() -> None:
+    ignored = signal.SIGRTMIN + 2
+    before = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        assert install_kick_signal(ignored) == ignored
+    finally:
+        signal.signal(ignored, before)
+        install_kick_signal()
+
+
 def test_kick_signal_with_another_handler_is_refused() -> None:
     taken = signal.SIGRTMIN + 1
     before = signal.signal(taken, lambda number, frame: None)
