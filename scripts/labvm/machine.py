@@ -18,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from labvm.monitor import describe_processor
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.loader.files import write_whole
 from pyvmm.terminal import RawTerminal
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def run_in_lab(image: LabImage, job: Job) -> int:
                 if not in_time:
                     _log_processor(exchange)
             if job.log is not None:
-                shutil.copyfile(os.path.join(exchange, "kernel.log"), job.log)
+                _copy_log(exchange, job.log)
             if in_time:
                 return _status(exchange, qemu.returncode)
     except _Signalled as signalled:
@@ -154,8 +156,11 @@ def tsc_khz() -> int:
 def _qemu_command(image: LabImage, job: Job, exchange: str) -> list[str]:
     # One processor: with two, TCG's SVM crashed or froze now and then. pku and la57 are off because
     # a guest's kernel would be offered them, and KVM here cannot give them.
-    # A periodic tick: with one shot after the other, QEMU's SVM loses one now and then while a
-    # guest spins (two vCPUs waiting for each other), and this kernel's time stands still for ever.
+    # A periodic tick: VMRUN, if a virtual interrupt is pending, sets its bit in the processor's
+    # interrupt_request without the lock under which devices set theirs (QEMU 7.2, helper_vmrun in
+    # target/i386/tcg/sysemu/svm_helper.c), and so may wipe out the timer's. That interrupt then is
+    # pending in the local APIC, where QEMU looks again at the next one. After a one-shot timer's
+    # there is no next one, and a machine that sleeps until then sleeps for ever.
     kernel_cmdline = (
         "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check rcupdate.rcu_expedited=1 "
         "nohz=off highres=off "
@@ -260,6 +265,12 @@ def _log_processor(exchange: str) -> None:
     """Add to the kernel's log where the processor is, for whoever wonders why it took so long."""
     with open(os.path.join(exchange, "kernel.log"), "a", encoding="utf-8") as log:
         log.write(describe_processor(os.path.join(exchange, "monitor")))
+
+
+def _copy_log(exchange: str, path: str) -> None:
+    """Put the log where the user wants it. Raises HostError or ConfigError if that cannot be."""
+    with contextlib.suppress(FileNotFoundError):  # QEMU may not even have begun one
+        write_whole(path, Path(exchange, "kernel.log").read_bytes())
 
 
 def _status(exchange: str, qemu_status: int) -> int:
