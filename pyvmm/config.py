@@ -83,6 +83,6 @@ class MachineConfig(NamedTuple):
         return Decompress.GUEST if self.protocol is Protocol.LINUX32 else Decompress.HOST
 
 
-# 46 bits: the least physical address width among processors with hardware virtualization and
-# more than the page tables of a 64-bit Linux need. RAM above the gap moves its end up by the gap.
-MAXIMUM_MEMORY_BYTES = (1 << 46) - (layout.GAP_END - layout.GAP_BASE)
+# RAM above the gap is one memory slot, and KVM counts a slot's pages in 31 bits
+# (KVM_MEM_MAX_NR_PAGES, include/linux/kvm_host.h).
+MAXIMUM_MEMORY_BYTES = layout.GAP_BASE + ((1 << 31) - 1) * PAGE_SIZE
