@@ -9,7 +9,7 @@ from pyvmm.boot import Protocol
 from pyvmm.errors import ConfigError
 from pyvmm.loader.load import Decompress
 from pyvmm.memory import Backing, HugePages
-from pyvmm.units import PAGE_SIZE, MiB, format_size
+from pyvmm.units import PAGE_SIZE, GiB, MiB, align_down, format_size
 
 DEFAULT_MEMORY_BYTES = 512 * MiB
 MAXIMUM_CPUS = 32
@@ -85,4 +85,4 @@ class MachineConfig(NamedTuple):
 
 # RAM above the gap is one memory slot, and KVM counts a slot's pages in 31 bits
 # (KVM_MEM_MAX_NR_PAGES, include/linux/kvm_host.h).
-MAXIMUM_MEMORY_BYTES = layout.GAP_BASE + ((1 << 31) - 1) * PAGE_SIZE
+MAXIMUM_MEMORY_BYTES = layout.GAP_BASE + align_down(((1 << 31) - 1) * PAGE_SIZE, GiB)
