@@ -156,11 +156,12 @@ def tsc_khz() -> int:
 def _qemu_command(image: LabImage, job: Job, exchange: str) -> list[str]:
     # One processor: with two, TCG's SVM crashed or froze now and then. pku and la57 are off because
     # a guest's kernel would be offered them, and KVM here cannot give them.
-    # A periodic tick: VMRUN, if a virtual interrupt is pending, sets its bit in the processor's
-    # interrupt_request without the lock under which devices set theirs (QEMU 7.2, helper_vmrun in
-    # target/i386/tcg/sysemu/svm_helper.c), and so may wipe out the timer's. That interrupt then is
-    # pending in the local APIC, where QEMU looks again at the next one. After a one-shot timer's
-    # there is no next one, and a machine that sleeps until then sleeps for ever.
+    # A periodic tick, against a rare freeze whose cause is not proven. With the usual one-shot timer
+    # this machine was seen dead a few times, most of them with two vCPUs on a busy host; with the
+    # tick it never was, but 80 boots without it were fine as well. What would fit, from reading
+    # QEMU's source: VMRUN sets a bit of the processor's interrupt_request without the lock under
+    # which devices set theirs (helper_vmrun in target/i386/tcg/sysemu/svm_helper.c), and may so
+    # wipe out the timer's; after a one-shot timer's there is no next interrupt to make up for it.
     kernel_cmdline = (
         "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check rcupdate.rcu_expedited=1 "
         "nohz=off highres=off "
