@@ -156,8 +156,8 @@ def tsc_khz() -> int:
 def _qemu_command(image: LabImage, job: Job, exchange: str) -> list[str]:
     # One processor: with two, TCG's SVM crashed or froze now and then. pku and la57 are off because
     # a guest's kernel would be offered them, and KVM here cannot give them.
-    # A periodic tick, against a rare freeze whose cause is not proven. With the usual one-shot timer
-    # this machine was seen dead a few times, most of them with two vCPUs on a busy host; with the
+    # A periodic tick, against a rare freeze whose cause is not proven. With the usual one-shot
+    # timer this machine was seen dead a few times, mostly with two vCPUs on a busy host; with the
     # tick it never was, but 80 boots without it were fine as well. What would fit, from reading
     # QEMU's source: VMRUN sets a bit of the processor's interrupt_request without the lock under
     # which devices set theirs (helper_vmrun in target/i386/tcg/sysemu/svm_helper.c), and may so
