@@ -65,11 +65,13 @@ ip link set lo up
 # Guests may have more memory than this machine, as long as they do not touch it.
 echo 1 >proc/sys/vm/overcommit_memory
 
+# The terminal forgets its size when nobody has it open: it is set by who keeps it open.
 if [ -f run/exchange/terminal ]; then
     read -r rows columns <run/exchange/terminal
-    stty -F dev/ttyS1 sane rows "$rows" columns "$columns"
-    chroot . /bin/sh -c 'exec setsid -c -w /bin/sh /run/exchange/command' \
-        <dev/ttyS1 >dev/ttyS1 2>&1
+    {
+        stty sane rows "$rows" columns "$columns"
+        chroot . /bin/sh -c 'exec setsid -c -w /bin/sh /run/exchange/command'
+    } <dev/ttyS1 >dev/ttyS1 2>&1
 else
     stty -F dev/ttyS1 raw -echo
     chroot . /bin/sh /run/exchange/command <dev/null >dev/ttyS1 2>&1

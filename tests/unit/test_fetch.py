@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tarfile
 import threading
 import tomllib
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyvmm.errors import ConfigError, FetchError
 from pyvmm.fetch import (
     cached_kernel,
     fetch_kernel,
+    fetch_kernel_modules,
     fetch_package_file,
     list_kernels,
     resolve_kernel,
@@ -373,3 +375,34 @@ def test_progress_shows_sizes_on_a_terminal(
     assert capsys.readouterr().err == (
         "\rfetching package: 1.5 of 3.0 MiB\rfetching package: 3.0 of 3.0 MiB\n"
     )
+
+
+def test_modules_of_a_kernel_come_as_an_archive_once(apt: FakeApt) -> None:
+    apt.add_package(
+        CLOUD_10,
+        "6.1.10-1",
+        {
+            "boot/vmlinuz-10": VMLINUZ_10,
+            "lib/modules/10/kernel/fs/a.ko": b"a",
+            "lib/modules/10/kernel/fs/b.ko": b"b",
+            "lib/modules/10/kernel/net/c.ko": b"c",
+        },
+    )
+    kernel = fetch_kernel("debian")
+    path = fetch_kernel_modules(kernel, r"lib/modules/[^/]+/kernel/fs/[^/]+\.ko")
+    with tarfile.open(path) as archive:
+        found = {os.path.basename(name): archive.extractfile(name) for name in archive.getnames()}
+        assert {name: file.read() for name, file in found.items() if file} == {
+            "a.ko": b"a",
+            "b.ko": b"b",
+        }
+    calls = apt.calls
+    assert fetch_kernel_modules(kernel, r"lib/modules/[^/]+/kernel/fs/[^/]+\.ko") == path
+    assert apt.calls == calls
+
+
+def test_modules_of_another_version_than_the_kernel_are_refused(apt: FakeApt) -> None:
+    apt.add_package(CLOUD_10, "6.1.10-2", {"boot/vmlinuz-10": VMLINUZ_10, "lib/a.ko": b"a"})
+    kernel = fetch_kernel("debian")._replace(version="6.1.10-1")
+    with pytest.raises(FetchError, match=r"has .* 6\.1\.10-2 now, .* is 6\.1\.10-1, .*--update"):
+        fetch_kernel_modules(kernel, r"lib/.*\.ko")
