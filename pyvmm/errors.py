@@ -6,11 +6,25 @@ what the ``pyvmm`` command ends with: 2 if the user's input is at fault, 1 if th
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class PyvmmError(Exception):
-    """Every error that pyvmm raises on purpose."""
+    """Every error that pyvmm raises on purpose.
+
+    ``rule`` tells faults apart for programs, as the message does for people: which rule of a
+    format or protocol was broken, a key of ``pyvmm.loader.rules.RULES``; empty if it was none.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str, rule: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
+
+    def about(self, name: str) -> Self:
+        """The same error with ``name``, the file that it is about, in front of the message."""
+        return type(self)(f"{name}: {self}", self.rule)
 
 
 class HostError(PyvmmError):

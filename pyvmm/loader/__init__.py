@@ -8,6 +8,7 @@
     initrd.py      the initial RAM disk, as high as the kernel allows
     cmdline.py     the command line
     files.py       opening what the user named
+    rules.py       every rule that an image can break, by the key that its error carries
 
 An image is hostile until shown otherwise: any bytes give a LoadedKernel or a KernelImageError.
 """

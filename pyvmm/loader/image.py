@@ -110,7 +110,7 @@ def detect(image: KernelImage) -> ImageFormat:
     try:
         return detect_bytes(image.data)
     except KernelImageError as error:
-        raise KernelImageError(f"{image.name}: {error}") from None
+        raise error.about(image.name) from None
 
 
 def detect_bytes(data: memoryview) -> ImageFormat:

@@ -89,10 +89,11 @@ def load_kernel(
         limit_bytes = min(memory.size_bytes, MAX_VMLINUX_BYTES)
         vmlinux = _decompress_payload(bz, image, limit_bytes)
         return _place_elf(vmlinux, None, memory, ImageFormat.BZIMAGE, bz.header)
-    except (KernelImageError, GuestMemoryError, OSError) as error:
-        # Ranges are checked before anything is written: the last two mean that the file could not
-        # be read, or shrank meanwhile.
-        raise KernelImageError(f"{image.name}: {error}") from error
+    except KernelImageError as error:
+        raise error.about(image.name) from error
+    except (GuestMemoryError, OSError) as error:
+        # Ranges are checked before anything is written: the file could not be read, or shrank.
+        raise KernelImageError(f"{image.name}: {error}", "file-read") from error
 
 
 def extract_vmlinux(image: KernelImage) -> memoryview:
@@ -107,7 +108,7 @@ def extract_vmlinux(image: KernelImage) -> memoryview:
             return image.data
         return _decompress_payload(_parse_bzimage(image), image, MAX_VMLINUX_BYTES)
     except KernelImageError as error:
-        raise KernelImageError(f"{image.name}: {error}") from error
+        raise error.about(image.name) from error
 
 
 def _parse_bzimage(image: KernelImage) -> BzImage:
