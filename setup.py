@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the compiled parts, and the kernel that is built at install."""
+"""What pyproject.toml cannot say: the compiled parts, and the guests that are built at install."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _KERNELS = os.path.join(_HERE, "kernels")
 
 sys.path.insert(0, _KERNELS)
-from build_guest import BuildError, build_embedded  # noqa: E402
+from build_guest import BuildError, build_embedded, build_init  # noqa: E402
 
 
 class BuildWithEmbeddedKernel(build_py):  # type: ignore[misc, unused-ignore]
-    """Put the embedded kernel and the kernels' manifest beside the package's modules."""
+    """Put the guests and the kernels' manifest beside the package's modules."""
 
     def run(self) -> None:
         super().run()
@@ -26,6 +26,7 @@ class BuildWithEmbeddedKernel(build_py):  # type: ignore[misc, unused-ignore]
         target = os.path.join(root, "pyvmm", "embedded")
         try:
             build_embedded(target)
+            build_init(target)
         except BuildError as error:
             raise SetupError(f"the embedded kernel: {error}") from error
         shutil.copy(os.path.join(_KERNELS, "manifest.toml"), target)

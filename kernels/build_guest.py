@@ -8,6 +8,9 @@
   behind it comes the gzip'd ELF as the payload, for a loader that decompresses on the host. It has
   no 16-bit entry: a loader must use the 32-bit or the 64-bit protocol.
 
+``build_init`` makes ``init``, the small /init of ``pyvmm initramfs --small``, a program for user
+space without a C library.
+
 ``build`` makes one of the small guests in ``tests/``. The same sources and the same compiler give
 the same bytes. Nothing outside the standard library is used: ``setup.py`` runs this at install.
 """
@@ -117,6 +120,12 @@ def build_embedded(out_dir: str) -> None:
         bzimage_file.write(make_bzimage(elf))
 
 
+def build_init(out_dir: str) -> None:
+    """Build ``init`` into ``out_dir``. Raises BuildError as ``build_embedded`` does."""
+    source = os.path.join(_HERE, "userland", "init.c")
+    _compile([source], None, os.path.join(out_dir, "init"), ["-Os"])
+
+
 def make_bzimage(elf: bytes) -> bytes:
     """A bzImage of a kernel whose ELF begins with its 32-bit entry, and 0x200 on its 64-bit one.
 
@@ -190,8 +199,15 @@ def _loadable_segments(elf: bytes) -> list[_Segment]:
     return sorted(segments, key=lambda segment: segment.p_paddr)
 
 
-def _compile(sources: Sequence[str], linker_script: str, target: str, extra: Sequence[str]) -> None:
-    """Compile and link; ``target`` appears complete or not at all."""
+def _compile(
+    sources: Sequence[str], linker_script: str | None, target: str, extra: Sequence[str]
+) -> None:
+    """Compile and link; ``target`` appears complete or not at all.
+
+    Without a linker script it is a program for user space: one segment, no symbols.
+    """
+    program = ["-s", "-Wl,-z,noseparate-code"]
+    layout = [f"-Wl,-T,{linker_script}"] if linker_script else program
     compiler = os.environ.get("CC", "gcc").split()
     if not compiler or shutil.which(compiler[0]) is None:
         raise BuildError(
@@ -205,7 +221,7 @@ def _compile(sources: Sequence[str], linker_script: str, target: str, extra: Seq
         objects = [os.path.splitext(os.path.basename(source))[0] + ".o" for source in sources]
         steps = (
             [*compiler, *_CFLAGS, *extra, "-c", *sources],
-            [*compiler, *_LDFLAGS, f"-Wl,-T,{linker_script}", *objects, "-o", "linked.elf"],
+            [*compiler, *_LDFLAGS, *layout, *objects, "-o", "linked.elf"],
         )
         for command in steps:
             result = subprocess.run(
@@ -243,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in args.names or ["embedded", *available()]:
             if name == "embedded":
                 build_embedded(args.out_dir)
+                build_init(args.out_dir)
             else:
                 build(name, args.out_dir)
     except (BuildError, OSError) as error:

@@ -12,6 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyvmm import embedded
 from pyvmm.errors import ConfigError, ImageError
 from pyvmm.loader.files import read_regular, write_whole
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 READY_MARKER = "pyvmm initramfs: ready"
-"""The line that the default /init prints before it gives a shell."""
+"""The line that both of our own /init print: before a shell, or before the end."""
 
 # BusyBox's cttyhack makes the console the shell's controlling terminal, for Ctrl-C and job
 # control. Linux can power off only through ACPI; a reset ends a run on every machine.
@@ -150,7 +151,7 @@ class _Tree:
 def build_initramfs(
     out_path: str,
     *,
-    busybox_path: str,
+    busybox_path: str | None,
     init_script: bytes | None = None,
     extra_files: Iterable[tuple[str, str]] = (),
     compress: bool = False,
@@ -162,6 +163,9 @@ def build_initramfs(
     ``extra_files``: pairs of a path on the host, a directory with all that is in it, and the
     absolute path in the guest. ``compress`` gzips it: smaller, slower to unpack.
 
+    Without busybox it is of a few KiB: no applets, and unless there is an ``init_script`` pyvmm's
+    own init, which says READY_MARKER and powers off (kernels/userland/init.c).
+
     Raises ImageError for a file that is missing or of no use, ConfigError for two files with one
     name or an ``out_path`` that is none, HostError if it cannot be written.
     """
@@ -170,11 +174,17 @@ def build_initramfs(
         tree.add(CpioEntry(name, stat.S_IFDIR | (0o1777 if name == "tmp" else 0o755)))
     for name, permissions, major, minor in _DEVICES:
         tree.add(CpioEntry(name, stat.S_IFCHR | permissions, device=(major, minor)))
-    tree.add(CpioEntry("bin/busybox", stat.S_IFREG | 0o755, _read_busybox(busybox_path)))
-    for applet in _applets(busybox_path):
-        if applet != "bin/busybox":
-            tree.add(CpioEntry(applet, stat.S_IFLNK | 0o777, b"/bin/busybox"))
-    init = DEFAULT_INIT if init_script is None else init_script
+    if busybox_path is not None:
+        tree.add(CpioEntry("bin/busybox", stat.S_IFREG | 0o755, _read_busybox(busybox_path)))
+        for applet in _applets(busybox_path):
+            if applet != "bin/busybox":
+                tree.add(CpioEntry(applet, stat.S_IFLNK | 0o777, b"/bin/busybox"))
+    if init_script is not None:
+        init = init_script
+    elif busybox_path is not None:
+        init = DEFAULT_INIT
+    else:
+        init = _read(embedded.path("init"))
     if not init.startswith((b"#!", b"\x7fELF")):
         raise ImageError(
             f"the init script begins with {init[:16]!r}; the kernel can run it only if it begins "

@@ -15,11 +15,14 @@ HELP = "make a busybox initramfs to boot a kernel into"
 
 _EPILOG = """\
 Without --init the guest gives a shell on its console, and ends when the shell does. Without
---busybox Debian's busybox-static is fetched through apt, once.
+--busybox Debian's busybox-static is fetched through apt, once. The small one says that user space
+was reached and powers off; behind " -- " on the kernel's command line it takes reboot, exit N
+(the status that pyvmm ends with) or panic.
 
 examples:
   pyvmm initramfs -o initramfs && pyvmm run --kernel debian --initrd initramfs
   pyvmm initramfs -o initramfs --init test.sh --add ./selftests:/root/selftests
+  pyvmm initramfs -o small --small && pyvmm run --kernel debian --initrd small
 """
 
 
@@ -38,6 +41,7 @@ def configure(parser: ArgumentParser) -> None:
         "(default: / and its own name)",
     )
     add("--busybox", metavar="PATH", help="a static busybox for x86-64")
+    add("--small", action="store_true", help="no busybox: an init of 1 KiB that ends the run")
     add("--gzip", action="store_true", help="compress it: smaller, slower to unpack")
 
 
@@ -53,7 +57,9 @@ def run(args: Namespace) -> int:
         init_script = read_regular(args.init, "a script to run as /init", ImageError)
     extra_files = [_split(argument) for argument in args.add]
     busybox_path = args.busybox
-    if busybox_path is None:
+    if args.small and busybox_path is not None:
+        raise ConfigError("--small and --busybox were both given; expected one of the two")
+    if busybox_path is None and not args.small:
         busybox_path = fetch_package_file(
             "busybox-static", r"(usr/)?bin/busybox", progress=progress_on_stderr()
         )

@@ -1,7 +1,7 @@
-"""Files that come with pyvmm: the embedded kernel, built at install, and the kernels' manifest.
+"""Files that come with pyvmm: the embedded kernel, a small init, and the kernels' manifest.
 
-``kernel.elf`` and ``kernel.bzimage`` are made by kernels/build_guest.py, ``manifest.toml`` is
-kernels/manifest.toml.
+``kernel.elf``, ``kernel.bzimage`` and ``init`` are made, at install, by kernels/build_guest.py,
+``manifest.toml`` is kernels/manifest.toml.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pyvmm.errors import HostError
 
 
 def path(name: str) -> str:
-    """The path of ``kernel.elf``, ``kernel.bzimage`` or ``manifest.toml``.
+    """The path of ``kernel.elf``, ``kernel.bzimage``, ``init`` or ``manifest.toml``.
 
     Raises HostError if the file is not there, as in a checkout that was never installed.
     """

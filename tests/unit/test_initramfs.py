@@ -332,3 +332,21 @@ def test_command_does_not_take_an_empty_busybox_for_none(
 ) -> None:
     assert main(["initramfs", "-o", str(tmp_path / "out"), "--busybox", ""]) == 2
     assert "expected a static busybox" in capsys.readouterr().err
+
+
+@needs_cpio
+def test_small_initramfs_has_an_init_that_says_ready(tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    assert main(["initramfs", "--small", "-o", str(out)]) == 0
+    assert out.stat().st_size < 4096
+    subprocess.run(
+        ["cpio", "-id", "--quiet", "init"], input=out.read_bytes(), cwd=tmp_path, check=True
+    )
+    # As any process but the first it says so and ends.
+    said = subprocess.run([tmp_path / "init"], capture_output=True, check=True).stdout
+    assert said.decode() == f"{READY_MARKER}\n"
+
+
+def test_small_initramfs_refuses_a_busybox(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["initramfs", "--small", "--busybox", "busybox", "-o", "out"]) == 2
+    assert "--small and --busybox were both given" in capsys.readouterr().err
