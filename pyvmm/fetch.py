@@ -48,6 +48,8 @@ class ManifestEntry(NamedTuple):
     member: str
     """A regular expression for the kernel's path in the package."""
     aliases: tuple[str, ...]
+    built: bool = False
+    """Whether it is built of that file by scripts/build_kernel, and not fetched."""
 
 
 class FetchedKernel(NamedTuple):
@@ -112,7 +114,12 @@ def list_kernels() -> list[ManifestEntry]:
         kernels = tomllib.load(manifest)["kernels"]
     return [
         ManifestEntry(
-            name, table["description"], table["package"], table["member"], tuple(table["aliases"])
+            name,
+            table["description"],
+            table["package"],
+            table["member"],
+            tuple(table["aliases"]),
+            table.get("built", False),
         )
         for name, table in kernels.items()
     ]
@@ -136,6 +143,13 @@ def fetch_kernel(
     if not update and (cached := cached_kernel(name)):
         return cached
     entry = _manifest_entry(name)
+    if entry.built:
+        if cached := cached_kernel(name):
+            return cached
+        raise FetchError(
+            f"{name} is not in the cache, and cannot be fetched: it is built, in some minutes, by "
+            f"`scripts/build_kernel {name}` in a checkout of pyvmm"
+        )
     links = (entry.name, *entry.aliases)
     wanted = _Wanted(entry.name, entry.package, entry.member, "kernels", "vmlinuz", links)
     return _fetch(wanted, progress)
@@ -181,6 +195,33 @@ def fetch_package_file(
         package, re.escape(package), member, "files", os.path.basename(member), (package,)
     )
     return _fetch(wanted, progress).path
+
+
+def newest_version(package: str) -> str:
+    """The version of the newest package whose name matches the regular expression ``package``.
+
+    Raises FetchError if apt knows of none.
+    """
+    return _newest_package(package).version
+
+
+def store_kernel(entry: ManifestEntry, path: str, package: str, version: str) -> FetchedKernel:
+    """Put the kernel in the file ``path``, which was built of ``package``, into the cache.
+
+    From then on ``entry``'s names stand for it. Raises FetchError if the cache cannot be written.
+    """
+    import shutil
+
+    def make(work: str) -> str:
+        new = os.path.join(work, "entry")
+        os.mkdir(new)
+        shutil.copy(path, os.path.join(new, "vmlinuz"))
+        source = {"Name": entry.name, "Package": package, "Version": version}
+        _write_record(new, "vmlinuz", source)
+        return new
+
+    key = _cache_key(f"{entry.name.replace(':', '-')}_{package}", version)
+    return _put("kernels", key, (entry.name, *entry.aliases), make)
 
 
 def fetch_kernel_modules(
@@ -275,19 +316,33 @@ def _read_entry(directory: str) -> FetchedKernel | None:
 
 def _fetch(wanted: _Wanted, progress: Progress | None) -> FetchedKernel:
     """Find the newest package, have it in the cache, and let the names point there."""
+    package = _newest_package(wanted.package)
+    return _put(
+        wanted.shelf,
+        _cache_key(package.name, package.version),
+        wanted.links,
+        lambda work: _make_entry(wanted, package, work, progress),
+    )
+
+
+def _put(
+    shelf_name: str, key: str, links: tuple[str, ...], make: Callable[[str], str]
+) -> FetchedKernel:
+    """The entry ``key`` of the cache, with ``links`` that point to it.
+
+    If it is not there ``make`` makes it, in the directory it is given, and returns its path.
+    """
     import tempfile
 
     cache = cache_dir()
-    package = _newest_package(wanted.package)
-    shelf = os.path.join(cache, wanted.shelf)
-    key = _cache_key(package.name, package.version)
+    shelf = os.path.join(cache, shelf_name)
     directory = os.path.join(shelf, key)
     try:
         os.makedirs(shelf, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as work:
             if _read_entry(directory) is None:
-                _publish(_make_entry(wanted, package, work, progress), directory, work)
-            for link in wanted.links:
+                _publish(make(work), directory, work)
+            for link in links:
                 new_link = os.path.join(work, "link")
                 os.symlink(key, new_link)
                 os.replace(new_link, os.path.join(shelf, link))
@@ -304,29 +359,37 @@ def _fetch(wanted: _Wanted, progress: Progress | None) -> FetchedKernel:
 
 def _make_entry(wanted: _Wanted, package: _Package, work: str, progress: Progress | None) -> str:
     """Download ``package`` and make an entry of the cache of it, in ``work``; return its path."""
-    import time
-
     deb = _download(package, work, progress)
     new = os.path.join(work, "entry")
     os.mkdir(new)
-    path = os.path.join(new, wanted.stored_as)
     extract = _extract_all if wanted.many else _extract
-    extract(deb, wanted.member, path)
-    status = os.stat(path)
-    fields = {
+    extract(deb, wanted.member, os.path.join(new, wanted.stored_as))
+    source = {
         "Name": wanted.name,
         "Package": package.name,
         "Version": package.version,
         "Package-SHA256": package.sha256,
-        "File": wanted.stored_as,
+    }
+    _write_record(new, wanted.stored_as, source)
+    return new
+
+
+def _write_record(directory: str, file_name: str, source: dict[str, str]) -> None:
+    """Record in ``directory`` the ``source`` of the file in it, and what it looks like."""
+    import time
+
+    path = os.path.join(directory, file_name)
+    status = os.stat(path)
+    fields = {
+        **source,
+        "File": file_name,
         "Size": str(status.st_size),
         "Mtime-ns": str(status.st_mtime_ns),
         "SHA256": _sha256_of(path),
         "Fetched": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    with open(os.path.join(new, "record"), "w", encoding="utf-8") as record:
+    with open(os.path.join(directory, "record"), "w", encoding="utf-8") as record:
         record.writelines(f"{field}: {value}\n" for field, value in fields.items())
-    return new
 
 
 def _publish(new: str, directory: str, work: str) -> None:

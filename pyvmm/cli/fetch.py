@@ -86,4 +86,5 @@ def _print_list() -> None:
         cached = fetch.cached_kernel(entry.name)
         print(" = ".join((entry.name, *entry.aliases)))
         print(f"  {entry.description}")
-        print(f"  {'fetched: ' + cached.version if cached else 'not fetched yet'}")
+        done = "built" if entry.built else "fetched"
+        print(f"  {f'{done}: {cached.version}' if cached else f'not {done} yet'}")

@@ -33,6 +33,7 @@ TEST_KERNELS = (
     "debian:6.1-generic",
     "debian:6.12-cloud",
     "debian:6.12-generic",
+    "linux:tiny",
 )
 
 # The tests that need a KVM: the others pass anywhere, and are slow in the lab.
