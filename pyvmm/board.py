@@ -27,7 +27,7 @@ from kvm_bindings import Kvm, constants
 from pyvmm import boot
 from pyvmm.arch.x86_64 import layout, mptable
 from pyvmm.arch.x86_64.acpi import tables
-from pyvmm.boot.handover import Blob, Handover
+from pyvmm.boot.handover import Blob, Handover, Module
 from pyvmm.boot.memory_map import memory_map
 from pyvmm.capabilities import check_required
 from pyvmm.devices import ports
@@ -40,6 +40,7 @@ from pyvmm.devices.pvpanic import PANICKED, PvPanic
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.scratch import ScratchPort
 from pyvmm.devices.serial import Serial16550
+from pyvmm.errors import ConfigError
 from pyvmm.loader.cmdline import place_cmdline
 from pyvmm.loader.image import KernelImage
 from pyvmm.loader.initrd import place_initrd
@@ -139,21 +140,51 @@ class Board:
         with KernelImage.open(config.kernel) as image:
             self.kernel = load_kernel(image, self.memory, decompress=config.decompress_where)
         self.protocol, self.entry_gpa = boot.choose(config.protocol, self.kernel)
-        cmdline = place_cmdline(config.cmdline, self.memory, self.kernel)
+        text = config.cmdline
+        if self.protocol is boot.Protocol.MULTIBOOT:
+            text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
+        cmdline = place_cmdline(text, self.memory, self.kernel)
         initrd = place_initrd(config.initrd, self.memory, self.kernel)
+        modules = self._load_modules(initrd)
         handover = Handover(
             self.kernel,
             memory_map(self.memory),
             cmdline,
             initrd,
+            modules=modules,
             rsdp_gpa=layout.ACPI_GPA,
             rng_seed=os.urandom(_RNG_SEED_BYTES),
         )
         plan = boot.plan_boot(self.protocol, self.entry_gpa, handover)
-        self._placements = [*self.kernel.placements, cmdline, *([initrd] if initrd else [])]
+        files = [module.placement for module in modules]
+        self._placements = [*self.kernel.placements, cmdline, *files]
         for blob in plan.blobs:
             self._write(blob)
         return plan.entry
+
+    def _load_modules(self, initrd: Placement | None) -> tuple[Module, ...]:
+        """The initrd, already in memory, and the modules, each below the one before."""
+        modules = []
+        if initrd is not None:
+            modules.append(Module(initrd, _name_of(self.config.initrd or "initrd")))
+        if self.config.modules and self.protocol not in boot.PROTOCOLS_WITH_MODULES:
+            raise ConfigError(
+                f"--module was given, and the kernel is entered by {self.protocol.value}, which "
+                "knows of no modules but the initrd; use --initrd, or a kernel with a PVH note or "
+                "a Multiboot header"
+            )
+        for path, cmdline in self.config.modules:
+            placement = place_initrd(
+                path,
+                self.memory,
+                self.kernel,
+                below_gpa=modules[-1].placement.base_gpa if modules else None,
+                name="module",
+            )
+            if placement is None:
+                raise ConfigError(f"{path}: is empty; a module must have at least one byte")
+            modules.append(Module(placement, _name_of(path), os.fsencode(cmdline)))
+        return tuple(modules)
 
     def _write(self, blob: Blob) -> None:
         self.memory.write(blob.gpa, blob.data)
@@ -248,6 +279,11 @@ class Board:
             low_memory_bytes=low.size_bytes,
             high_memory_bytes=sum(region.size_bytes for region in high),
         )
+
+
+def _name_of(path: str) -> bytes:
+    """The file's name, as the first word of a line: spaces would end it."""
+    return os.fsencode(os.path.basename(path)).replace(b" ", b"_")
 
 
 # How a guest asks for the end: by way of a device, out of the middle of a vCPU's loop.

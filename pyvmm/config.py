@@ -28,6 +28,8 @@ class MachineConfig(NamedTuple):
     """Path of a vmlinux or bzImage."""
     cmdline: str = DEFAULT_CMDLINE
     initrd: str | None = None
+    modules: tuple[tuple[str, str], ...] = ()
+    """More files for a kernel entered by PVH or Multiboot: pairs of a path and a command line."""
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     cpus: int = 1
     protocol: Protocol = Protocol.AUTO

@@ -87,7 +87,7 @@ def set_entry(vcpu: Vcpu, entry: EntryState) -> None:
     for name in ("rax", "rcx", "rdx", "rdi", "rbp", *(f"r{n}" for n in range(8, 16))):
         setattr(regs, name, 0)
     regs.rip, regs.rsp, regs.rflags = entry.rip, entry.rsp, entry.rflags
-    regs.rbx, regs.rsi = entry.rbx, entry.rsi
+    regs.rax, regs.rbx, regs.rsi = entry.rax, entry.rbx, entry.rsi
     vcpu.set_regs(regs)
 
 

@@ -2,11 +2,12 @@
 
 ``plan_boot`` picks the protocol and lets its module make the plan:
 
-    pvh       a vmlinux with a PVH note: no real-mode leftovers, the shortest way in
-    linux64   any 64-bit Linux: vmlinux, or a bzImage with XLF_KERNEL_64
-    linux32   a bzImage that decompresses itself
+    pvh         a kernel with a PVH note: no real-mode leftovers, the shortest way in
+    multiboot   a kernel with a Multiboot header: hypervisors, microkernels, teaching kernels
+    linux64     any 64-bit Linux: vmlinux, or a bzImage with XLF_KERNEL_64
+    linux32     a bzImage that decompresses itself
 
-``auto`` takes PVH where the image has it, else the 64-bit protocol, else the 32-bit one.
+``auto`` takes the first of these that the image has.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ class Protocol(enum.Enum):
 
     AUTO = "auto"
     PVH = "pvh"
+    MULTIBOOT = "multiboot"
     LINUX64 = "linux64"
     LINUX32 = "linux32"
+
+
+PROTOCOLS_WITH_MODULES = (Protocol.PVH, Protocol.MULTIBOOT)
 
 
 def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
@@ -37,6 +42,7 @@ def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
     """
     entries = {
         Protocol.PVH: kernel.pvh_entry_gpa,
+        Protocol.MULTIBOOT: kernel.multiboot_entry_gpa,
         Protocol.LINUX64: kernel.linux64_entry_gpa,
         Protocol.LINUX32: kernel.linux32_entry_gpa,
     }
@@ -48,20 +54,28 @@ def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
     offered = ", ".join(protocol.value for protocol, gpa in entries.items() if gpa is not None)
     raise KernelImageError(
         f"this kernel cannot be entered by {requested.value}: {_why_not(requested, kernel)}; "
-        f"it offers {offered or 'no entry at all'}"
+        f"it offers {offered or 'no entry at all'}",
+        "protocol-entry",
     )
 
 
 def _why_not(protocol: Protocol, kernel: LoadedKernel) -> str:
     if protocol is Protocol.PVH:
         if kernel.pvh_problem:
-            return f"its PVH note is malformed ({kernel.pvh_problem})"
+            return f"its PVH note cannot be used ({kernel.pvh_problem})"
         if kernel.linux32_entry_gpa is not None:
             return "a bzImage that decompresses itself has no PVH entry (use --decompress host)"
         return "it has no PVH note (CONFIG_PVH)"
     if protocol is Protocol.LINUX32:
         return "only a bzImage that decompresses itself has that entry (use --decompress guest)"
-    return "it is not a 64-bit kernel"
+    if protocol is Protocol.MULTIBOOT:
+        return "it has no Multiboot header in its first 8 KiB"
+    if protocol is Protocol.LINUX64:
+        return "it is not a 64-bit kernel"
+    return (
+        "it is a 32-bit ELF file without a PVH note or a Multiboot header (a 32-bit Linux boots "
+        "from its bzImage, with --protocol linux32)"
+    )
 
 
 def plan_boot(protocol: Protocol, entry_gpa: int, handover: Handover) -> BootPlan:
@@ -71,6 +85,10 @@ def plan_boot(protocol: Protocol, entry_gpa: int, handover: Handover) -> BootPla
         from pyvmm.boot import pvh
 
         return pvh.plan(handover, entry_gpa)
+    if protocol is Protocol.MULTIBOOT:
+        from pyvmm.boot import multiboot
+
+        return multiboot.plan(handover, entry_gpa)
     if protocol is Protocol.LINUX64:
         from pyvmm.boot import linux64
 

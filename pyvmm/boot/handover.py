@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from pyvmm.loader.load import LoadedKernel, Placement
 
 
+class Module(NamedTuple):
+    """A file that a kernel is given beside itself: the initrd, a hypervisor's first guest."""
+
+    placement: Placement
+    name: bytes
+    """Its file's name, without white space."""
+    cmdline: bytes = b""
+
+
 class Handover(NamedTuple):
     """What the kernel must be told: where it is itself, its memory, command line and initrd."""
 
@@ -21,6 +30,9 @@ class Handover(NamedTuple):
     memory_map: list[MemoryMapEntry]
     cmdline: Placement
     initrd: Placement | None = None
+    """For the Linux protocols, which know of no other module."""
+    modules: tuple[Module, ...] = ()
+    """For PVH and Multiboot, the initrd included: it is the first."""
     rsdp_gpa: int = 0
     """Where ACPI's tables begin; 0 if there are none."""
     rng_seed: bytes = b""

@@ -3,8 +3,9 @@
 The page at START_INFO_GPA holds the structure, then the module list, then the memory map:
 
     start_info            56 bytes
-    modlist[1]            32 bytes each: the initrd, if there is one
+    modlist[n]            32 bytes each: the initrd, and what else was given
     memmap[n]             24 bytes each
+    strings               the modules' command lines, each with its NUL
 
 A kernel says that it can be entered so, and where, in an ELF note (loader/elf.py).
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.arch.x86_64 import layout, registers
 from pyvmm.boot.handover import Blob, BootPlan
+from pyvmm.errors import KernelImageError
 
 if TYPE_CHECKING:
     from pyvmm.boot.handover import Handover
@@ -77,14 +79,20 @@ class MemmapTableEntry(NamedTuple):
 
 
 def plan(handover: Handover, entry_gpa: int) -> BootPlan:
-    """Enter at ``entry_gpa`` in 32-bit protected mode with ``start_info`` filled in."""
-    modules = []
-    if handover.initrd is not None:
-        modules.append(ModlistEntry(handover.initrd.base_gpa, handover.initrd.size_bytes))
-    memmap = [MemmapTableEntry(*entry) for entry in handover.memory_map]
+    """Enter at ``entry_gpa`` in 32-bit protected mode with ``start_info`` filled in.
 
+    Raises KernelImageError if all that does not fit into its page.
+    """
+    memmap = [MemmapTableEntry(*entry) for entry in handover.memory_map]
     modlist_gpa = layout.START_INFO_GPA + _START_INFO.size
-    memmap_gpa = modlist_gpa + len(modules) * _MODLIST_ENTRY.size
+    memmap_gpa = modlist_gpa + len(handover.modules) * _MODLIST_ENTRY.size
+    strings_gpa = memmap_gpa + len(memmap) * _MEMMAP_ENTRY.size
+    strings = bytearray()
+    modules = []
+    for placement, _name, cmdline in handover.modules:
+        cmdline_gpa = strings_gpa + len(strings) if cmdline else 0
+        strings += cmdline + b"\x00" if cmdline else b""
+        modules.append(ModlistEntry(placement.base_gpa, placement.size_bytes, cmdline_gpa))
     start_info = StartInfo(
         magic=START_MAGIC,
         version=VERSION_WITH_MEMORY_MAP,
@@ -99,11 +107,19 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     packed = [start_info.pack()]
     packed += [module.pack() for module in modules]
     packed += [entry.pack() for entry in memmap]
+    page = b"".join([*packed, strings])
+    if len(page) > layout.START_INFO_MAX_BYTES:
+        raise KernelImageError(
+            f"the start_info has {len(page)} bytes with {len(modules)} modules and "
+            f"{len(memmap)} ranges of memory; expected at most {layout.START_INFO_MAX_BYTES}; "
+            "give fewer modules, or shorter arguments to them",
+            "pvh-start-info-size",
+        )
     entry = registers.protected_mode(entry_gpa, rbx=layout.START_INFO_GPA)
     return BootPlan(
         [
             Blob("GDT", layout.GDT_GPA, entry.gdt),
-            Blob("start_info", layout.START_INFO_GPA, b"".join(packed)),
+            Blob("start_info", layout.START_INFO_GPA, page),
         ],
         entry,
     )

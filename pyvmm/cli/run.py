@@ -57,6 +57,14 @@ def configure(parser: ArgumentParser) -> None:
     )
     add("--initrd", metavar="FILE", help="initramfs or initrd, such as `pyvmm initramfs` makes")
     add(
+        "--module",
+        metavar='"FILE [TEXT]"',
+        action="append",
+        default=[],
+        help="another file for a PVH or Multiboot kernel, and its command line; "
+        "may be given more than once",
+    )
+    add(
         "--mem",
         metavar="SIZE",
         default=format_size(DEFAULT_MEMORY_BYTES).replace(" MiB", "M"),
@@ -73,9 +81,9 @@ def configure(parser: ArgumentParser) -> None:
     add("--no-reboot", action="store_true", help="end the run when the guest resets itself")
     add(
         "--protocol",
-        choices=("auto", "pvh", "linux64", "linux32"),
+        choices=("auto", "pvh", "multiboot", "linux64", "linux32"),
         default="auto",
-        help="how the kernel is entered (default: PVH where it can be, else 64-bit)",
+        help="how the kernel is entered (default: the first of these that it has)",
     )
     add(
         "--decompress",
@@ -178,6 +186,7 @@ def _config(args: Namespace) -> MachineConfig:
         kernel="",  # not known yet: it may have to be fetched
         cmdline=args.cmdline,
         initrd=args.initrd,
+        modules=tuple(_module(text) for text in args.module),
         memory_bytes=parse_size(args.mem),
         cpus=args.cpus,
         protocol=Protocol(args.protocol),
@@ -200,6 +209,14 @@ def _kernel_path(kernel: str | None) -> str:
     from pyvmm.fetch import resolve_kernel
 
     return resolve_kernel(kernel, progress=progress_on_stderr())
+
+
+def _module(text: str) -> tuple[str, str]:
+    """``FILE TEXT`` as its two parts."""
+    path, _, cmdline = text.strip().partition(" ")
+    if not path:
+        raise ConfigError(f"--module {text!r} names no file; expected a path, then perhaps text")
+    return path, cmdline.strip()
 
 
 def _whole_number(text: str) -> int:

@@ -1,15 +1,17 @@
-"""ELF64: the header, the program headers, the notes; what of them says how to load a kernel.
+"""ELF: the header and the program headers; what of them says how to load a kernel.
 
-    Elf64_Ehdr      64 bytes at 0: machine, entry, where the program headers are
-    Elf64_Phdr[]    56 bytes each: PT_LOAD goes to memory, PT_NOTE holds notes
-    Elf64_Nhdr      12 bytes, then the name and the description, each padded to 4 bytes
+                    ELF64   ELF32
+    Ehdr, at 0         64      52   machine, entry, where the program headers are
+    Phdr, each         56      32   PT_LOAD goes to memory, PT_NOTE holds notes (pvh_note.py)
+
+ELF64 is for x86-64. ELF32 is for i386, and is what Multiboot's and PVH's 32-bit kernels are, some
+of which switch to 64 bits by themselves.
 
 A kernel is loaded by physical address: every PT_LOAD at its p_paddr. (Debian's vmlinux has a
 segment with p_vaddr 0, the per-CPU data, so virtual addresses would not do.) Sections, symbols
 and relocations are not read: what is linked to its place needs none of them.
 
-Specification: System V gABI, chapters 4 and 5; x86-64 psABI 4.1; names are <elf.h>'s. The PVH
-note: Xen, docs/misc/pvh.pandoc and public/elfnote.h.
+Specification: System V gABI, chapters 4 and 5; x86-64 psABI 4.1; i386 psABI 4; names are <elf.h>'s.
 
 The structures are read here and not with a library because pyvmm starts in less time than an ELF
 library takes to be imported. The tests hold the two against each other.
@@ -23,28 +25,25 @@ from typing import NamedTuple
 
 from pyvmm.arch.x86_64 import layout
 from pyvmm.errors import KernelImageError
-from pyvmm.units import KiB, align_up
+from pyvmm.loader.pvh_note import PvhEntry, find_pvh_entry
 
 ELFMAG = b"\x7fELF"
 EI_CLASS, EI_DATA = 4, 5
 ELFCLASS32, ELFCLASS64 = 1, 2
 ELFDATA2LSB, ELFDATA2MSB = 1, 2
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
-EM_X86_64 = 62
+EM_386, EM_X86_64 = 3, 62
 PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
 PF_X, PF_W, PF_R = 1, 2, 4
 
-XEN_NOTE_NAME = b"Xen\x00"
-XEN_ELFNOTE_PHYS32_ENTRY = 18
+_EHDR64 = struct.Struct("<16sHHIQQQIHHHHHH")
+_EHDR32 = struct.Struct("<16sHHIIIIIHHHHHH")
+_PHDR64 = struct.Struct("<IIQQQQQQ")
+_PHDR32 = struct.Struct("<IIIIIIII")
 
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR = struct.Struct("<IIQQQQQQ")
-_NHDR = struct.Struct("<III")
-
-# Limits on the work that an image can make us do. Linux's vmlinux has 5 program headers and
-# 512 bytes of notes. The first rules out PN_XNUM, too: e_phnum 0xffff, the count is elsewhere.
+# A limit on the work that an image can make us do: Linux's vmlinux has 5. It rules out PN_XNUM,
+# too: e_phnum 0xffff, the count is elsewhere.
 MAX_PROGRAM_HEADERS = 256
-MAX_NOTES_BYTES = 64 * KiB
 
 _MACHINES = {
     3: "i386",
@@ -52,6 +51,7 @@ _MACHINES = {
     20: "PowerPC",
     21: "PowerPC 64",
     22: "S/390",
+    62: "x86-64",
     40: "ARM",
     183: "ARM64",
     243: "RISC-V",
@@ -65,7 +65,7 @@ _NOT_A_KERNEL = {
 
 
 class Ehdr(NamedTuple):
-    """``Elf64_Ehdr``."""
+    """``Elf64_Ehdr`` or ``Elf32_Ehdr``: the fields are the same."""
 
     e_ident: bytes
     e_type: int
@@ -82,9 +82,14 @@ class Ehdr(NamedTuple):
     e_shnum: int
     e_shstrndx: int
 
+    @property
+    def is_64(self) -> bool:
+        """Whether the file is ELF64."""
+        return self.e_ident[EI_CLASS] == ELFCLASS64
+
 
 class Phdr(NamedTuple):
-    """``Elf64_Phdr``."""
+    """``Elf64_Phdr``; of an ``Elf32_Phdr`` the same in this order."""
 
     p_type: int
     p_flags: int
@@ -114,92 +119,151 @@ class ElfKernel(NamedTuple):
 
     entry_gpa: int
     segments: tuple[Phdr, ...]
-    pvh_entry_gpa: int | None
-    pvh_problem: str | None
-    """Why there is no PVH entry although the notes, or what is left of them, try to give one."""
+    pvh: PvhEntry
+    is_64: bool
 
 
 def read_header(data: memoryview) -> Ehdr:
     """The ELF header of ``data``, which begins with ELFMAG.
 
-    Raises KernelImageError unless it is that of an x86-64 executable.
+    Raises KernelImageError unless it is that of an executable for x86-64, or i386.
     """
-    if len(data) < _EHDR.size:
+    if data[: len(ELFMAG)] != ELFMAG:
         raise KernelImageError(
-            f"is an ELF file cut off after {len(data)} bytes; its header alone has {_EHDR.size}; "
-            "get a complete copy"
+            f"begins with the bytes {bytes(data[:4]).hex(' ')}; expected ELF (7f 45 4c 46)",
+            "elf-magic",
         )
-    ehdr = Ehdr._make(_EHDR.unpack_from(data))
-    elf_class, elf_data = ehdr.e_ident[EI_CLASS], ehdr.e_ident[EI_DATA]
+    if len(data) < _EHDR32.size:
+        raise _cut_off_header(len(data), _EHDR32.size)
+    elf_class, elf_data = data[EI_CLASS], data[EI_DATA]
     # e_machine lies at the same place in both classes, but its bytes follow EI_DATA.
     big_endian = elf_data == ELFDATA2MSB
     number = int.from_bytes(data[18:20], "big" if big_endian else "little")
     machine = _MACHINES.get(number, f"machine {number}")
-    if elf_class not in (ELFCLASS32, ELFCLASS64) or elf_data not in (ELFDATA2LSB, ELFDATA2MSB):
+    if elf_class not in (ELFCLASS32, ELFCLASS64):
         raise KernelImageError(
-            f"is an ELF file with a damaged header (EI_CLASS {elf_class}, EI_DATA {elf_data}); "
-            "expected 2 and 1; get a fresh copy"
+            f"is an ELF file with a damaged header (EI_CLASS {elf_class}); expected 2 (64-bit) or "
+            "1 (32-bit); get a fresh copy",
+            "elf-class",
         )
-    if number != EM_X86_64 and not (elf_class == ELFCLASS32 and machine == "i386"):
+    if elf_data not in (ELFDATA2LSB, ELFDATA2MSB):
+        raise KernelImageError(
+            f"is an ELF file with a damaged header (EI_DATA {elf_data}); expected 1 "
+            "(little-endian); get a fresh copy",
+            "elf-data",
+        )
+    expected = EM_X86_64 if elf_class == ELFCLASS64 else EM_386
+    if number not in (EM_X86_64, EM_386):
         raise KernelImageError(
             f"is an ELF file for {machine}; expected x86-64 (EM_X86_64, {EM_X86_64}); use a kernel "
-            "built for x86-64"
+            "built for x86-64",
+            "elf-machine",
         )
-    if elf_class == ELFCLASS32:
+    if number != expected:
         raise KernelImageError(
-            "is a 32-bit ELF file; expected ELF64 for x86-64; a 32-bit kernel boots from its "
-            "bzImage with --decompress guest --protocol linux32"
+            f"is a {32 * elf_class}-bit ELF file for {machine}; expected a 64-bit one for x86-64, "
+            "or a 32-bit one for i386; link it as one of these",
+            "elf-class-machine",
         )
     if big_endian:
-        raise KernelImageError("is a big-endian ELF file for x86-64, which is always little-endian")
+        raise KernelImageError(
+            f"is a big-endian ELF file for {machine}, which is always little-endian; "
+            "get a fresh copy",
+            "elf-big-endian",
+        )
+    ehdr_format = _EHDR64 if elf_class == ELFCLASS64 else _EHDR32
+    if len(data) < ehdr_format.size:
+        raise _cut_off_header(len(data), ehdr_format.size)
+    ehdr = Ehdr._make(ehdr_format.unpack_from(data))
     if ehdr.e_type not in (ET_EXEC, ET_DYN):
         what = _NOT_A_KERNEL.get(ehdr.e_type, f"an ELF file of type {ehdr.e_type}")
-        raise KernelImageError(f"is {what}; expected an executable (ET_EXEC)")
+        raise KernelImageError(f"is {what}; expected an executable (ET_EXEC)", "elf-type")
     return ehdr
 
 
-def parse(data: memoryview) -> ElfKernel:
-    """The kernel in ``data``, which begins with ELFMAG. All that does not need guest memory is
-    checked: each segment is within the file, above the first MiB, and overlaps no other.
+def _cut_off_header(size_bytes: int, header_bytes: int) -> KernelImageError:
+    return KernelImageError(
+        f"is an ELF file cut off after {size_bytes} bytes; its header alone has {header_bytes}; "
+        "get a complete copy",
+        "elf-header-size",
+    )
+
+
+def parse(data: memoryview, *, lowest_gpa: int = layout.HIMEM_GPA) -> ElfKernel:
+    """The kernel in ``data``, which begins with ELFMAG.
+
+    All that does not need guest memory is checked: each segment is within the file, at
+    ``lowest_gpa`` or above, and overlaps no other; the entry is in one of them.
 
     Raises KernelImageError if it cannot be loaded.
     """
     ehdr = read_header(data)
-    phdrs = _read_program_headers(data, ehdr)
+    phdrs = read_program_headers(data, ehdr)
     if any(phdr.p_type == PT_INTERP for phdr in phdrs):
         raise KernelImageError(
             "is a user program (it asks for an interpreter, PT_INTERP); expected a kernel; to run "
-            "it in a guest put it into an initramfs"
+            "it in a guest put it into an initramfs",
+            "elf-interpreter",
         )
-    segments = _check_segments(data, phdrs)
-    entry_gpa = _physical_entry(ehdr.e_entry, segments)
-    pvh_entry_gpa, pvh_problem = _find_pvh_entry(data, phdrs, segments)
-    return ElfKernel(entry_gpa, segments, pvh_entry_gpa, pvh_problem)
+    segments = _check_segments(data, phdrs, lowest_gpa, ehdr.is_64)
+    entry_gpa = _physical_entry(ehdr.e_entry, segments, lowest_gpa)
+    pvh = find_pvh_entry(
+        data,
+        [(phdr.p_offset, phdr.p_filesz) for phdr in phdrs if phdr.p_type == PT_NOTE],
+        lambda gpa: _holds(segments, gpa),
+        max(phdr.p_align for phdr in segments),
+    )
+    return ElfKernel(entry_gpa, segments, pvh, ehdr.is_64)
 
 
-def _read_program_headers(data: memoryview, ehdr: Ehdr) -> list[Phdr]:
+def read_program_headers(data: memoryview, ehdr: Ehdr) -> list[Phdr]:
+    """All of them, in the file's order. Raises KernelImageError if they are not there."""
+    phdr_format = _PHDR64 if ehdr.is_64 else _PHDR32
+    ehdr_size = (_EHDR64 if ehdr.is_64 else _EHDR32).size
     if ehdr.e_phnum == 0:
-        raise KernelImageError("is an ELF file without program headers; nothing says what to load")
-    if ehdr.e_phentsize != _PHDR.size:
         raise KernelImageError(
-            f"is an ELF file whose e_phentsize is {ehdr.e_phentsize}; expected {_PHDR.size} "
-            "(Elf64_Phdr); the image is damaged"
+            "is an ELF file without program headers; nothing says what to load; link it as a "
+            "kernel",
+            "elf-phnum-none",
+        )
+    if ehdr.e_phentsize != phdr_format.size:
+        raise KernelImageError(
+            f"is an ELF file whose e_phentsize is {ehdr.e_phentsize}; expected {phdr_format.size} "
+            f"({'Elf64' if ehdr.is_64 else 'Elf32'}_Phdr); the image is damaged",
+            "elf-phentsize",
         )
     if ehdr.e_phnum > MAX_PROGRAM_HEADERS:
         raise KernelImageError(
             f"is an ELF file with {ehdr.e_phnum} program headers; expected at most "
-            f"{MAX_PROGRAM_HEADERS} of a kernel; the image is damaged"
+            f"{MAX_PROGRAM_HEADERS} of a kernel; the image is damaged",
+            "elf-phnum-many",
         )
-    end = ehdr.e_phoff + ehdr.e_phnum * _PHDR.size
+    if ehdr.e_phoff < ehdr_size:
+        raise KernelImageError(
+            f"is an ELF file whose program headers begin at {ehdr.e_phoff}, in its header, which "
+            f"has {ehdr_size} bytes; the image is damaged",
+            "elf-phoff",
+        )
+    end = ehdr.e_phoff + ehdr.e_phnum * phdr_format.size
     if end > len(data):
         raise KernelImageError(
             f"is an ELF file cut off after {len(data)} bytes; its program headers end at {end}; "
-            "get a complete copy"
+            "get a complete copy",
+            "elf-phdrs-truncated",
         )
-    return [Phdr._make(fields) for fields in _PHDR.iter_unpack(data[ehdr.e_phoff : end])]
+    table = data[ehdr.e_phoff : end]
+    if ehdr.is_64:
+        return [Phdr._make(fields) for fields in _PHDR64.iter_unpack(table)]
+    # In Elf32_Phdr p_flags stands behind the sizes.
+    return [
+        Phdr._make((p_type, p_flags, *rest, p_align))
+        for p_type, *rest, p_flags, p_align in _PHDR32.iter_unpack(table)
+    ]
 
 
-def _check_segments(data: memoryview, phdrs: list[Phdr]) -> tuple[Phdr, ...]:
+def _check_segments(
+    data: memoryview, phdrs: list[Phdr], lowest_gpa: int, is_64: bool
+) -> tuple[Phdr, ...]:
     """The PT_LOADs that occupy memory, in the order of their addresses."""
     segments: list[Phdr] = []
     for index, phdr in enumerate(phdrs):
@@ -208,35 +272,49 @@ def _check_segments(data: memoryview, phdrs: list[Phdr]) -> tuple[Phdr, ...]:
         if phdr.p_filesz > phdr.p_memsz:
             raise KernelImageError(
                 f"has a segment (program header {index}) with more bytes in the file, "
-                f"{phdr.p_filesz:#x}, than in memory, {phdr.p_memsz:#x}; the image is damaged"
+                f"{phdr.p_filesz:#x}, than in memory, {phdr.p_memsz:#x}; the image is damaged",
+                "elf-filesz",
             )
         if phdr.p_memsz == 0:
             continue
+        if phdr.end_gpa > 1 << (64 if is_64 else 32):
+            raise KernelImageError(
+                f"has a segment (program header {index}) of {phdr.p_memsz:#x} bytes at "
+                f"{phdr.p_paddr:#x}, which reaches beyond the highest address; "
+                "the image is damaged",
+                "elf-address-overflow",
+            )
         if phdr.p_filesz and phdr.p_offset + phdr.p_filesz > len(data):
             raise KernelImageError(
                 f"is cut off after {len(data)} bytes; its segment for {phdr.p_paddr:#x} ends at "
-                f"{phdr.p_offset + phdr.p_filesz} in the file; get a complete copy"
+                f"{phdr.p_offset + phdr.p_filesz} in the file; get a complete copy",
+                "elf-segment-truncated",
             )
-        if phdr.p_paddr < layout.HIMEM_GPA:
+        if phdr.p_paddr < lowest_gpa:
             raise KernelImageError(
                 f"has a segment at physical address {phdr.p_paddr:#x}; below "
-                f"{layout.HIMEM_GPA:#x} are the tables that it is booted with; link it to "
-                f"{layout.HIMEM_GPA:#x} or above"
+                f"{lowest_gpa:#x} are the tables that it is booted with; link it to "
+                f"{lowest_gpa:#x} or above",
+                "elf-segment-low",
             )
         segments.append(phdr)
     if not segments:
-        raise KernelImageError("is an ELF file without a loadable segment (PT_LOAD)")
+        raise KernelImageError(
+            "is an ELF file without a loadable segment (PT_LOAD); link it as a kernel",
+            "elf-no-segment",
+        )
     segments.sort(key=lambda phdr: phdr.p_paddr)
     for lower, upper in pairwise(segments):
         if lower.end_gpa > upper.p_paddr:
             raise KernelImageError(
                 f"has segments that overlap in memory: {lower.p_paddr:#x}..{lower.end_gpa:#x} and "
-                f"{upper.p_paddr:#x}..{upper.end_gpa:#x}; link it without the overlap"
+                f"{upper.p_paddr:#x}..{upper.end_gpa:#x}; link it without the overlap",
+                "elf-segment-overlap",
             )
     return tuple(segments)
 
 
-def _physical_entry(e_entry: int, segments: tuple[Phdr, ...]) -> int:
+def _physical_entry(e_entry: int, segments: tuple[Phdr, ...], lowest_gpa: int) -> int:
     """The physical address of the entry point.
 
     The gABI makes e_entry a virtual address. Linux gives a physical one (phys_startup_64 in
@@ -250,72 +328,29 @@ def _physical_entry(e_entry: int, segments: tuple[Phdr, ...]) -> int:
                 entry_gpa = phdr.p_paddr + e_entry - phdr.p_vaddr
                 break
         else:
-            raise KernelImageError(
-                f"has its entry point at {e_entry:#x}, in none of its segments, neither by "
-                "physical nor by virtual address; check the linker script's ENTRY"
-            )
+            raise _no_entry(e_entry, lowest_gpa)
     if entry_gpa >= layout.GAP_END:
         raise KernelImageError(
             f"has its entry point at physical address {entry_gpa:#x}; expected one below 4 GiB, "
-            "which is what is mapped when a kernel is entered; link it lower"
+            "which is what is mapped when a kernel is entered; link it lower",
+            "elf-entry-high",
         )
     return entry_gpa
 
 
+def _no_entry(e_entry: int, lowest_gpa: int) -> KernelImageError:
+    if e_entry < lowest_gpa:
+        return KernelImageError(
+            f"has its entry point at {e_entry:#x}; expected {lowest_gpa:#x} or above, where its "
+            "segments are; check the linker script's ENTRY",
+            "elf-entry-low",
+        )
+    return KernelImageError(
+        f"has its entry point at {e_entry:#x}, in none of its segments, neither by physical nor "
+        "by virtual address; check the linker script's ENTRY",
+        "elf-entry-outside",
+    )
+
+
 def _holds(segments: tuple[Phdr, ...], gpa: int) -> bool:
     return any(phdr.p_paddr <= gpa < phdr.end_gpa for phdr in segments)
-
-
-def _find_pvh_entry(
-    data: memoryview, phdrs: list[Phdr], segments: tuple[Phdr, ...]
-) -> tuple[int | None, str | None]:
-    """The entry that the PHYS32_ENTRY note gives, or what is wrong with it; neither if absent."""
-    problem: str | None = None
-    for phdr in phdrs:
-        if phdr.p_type != PT_NOTE:
-            continue
-        try:
-            desc = _find_note(data, phdr, XEN_NOTE_NAME, XEN_ELFNOTE_PHYS32_ENTRY)
-            if desc is None:
-                continue
-            if len(desc) not in (4, 8):
-                raise ValueError(f"it has {len(desc)} bytes; expected 4 or 8")
-            entry_gpa = int.from_bytes(desc, "little")
-            if not _holds(segments, entry_gpa):
-                raise ValueError(f"its entry {entry_gpa:#x} is in none of the segments")
-            if entry_gpa >= layout.GAP_END:
-                raise ValueError(f"its entry {entry_gpa:#x} is not a 32-bit address")
-        except ValueError as error:
-            problem = str(error)
-        else:
-            return entry_gpa, None
-    return None, problem
-
-
-def _find_note(data: memoryview, phdr: Phdr, name: bytes, kind: int) -> memoryview | None:
-    """The description of the first note ``name``/``kind`` in a PT_NOTE segment, None if none.
-
-    The parts of a note are padded to 4 bytes whatever p_align says: the gABI's 8 for ELF64 is
-    followed by .note.gnu.property alone, and its own parts are multiples of 8 anyway.
-
-    Raises ValueError, saying why, if the notes cannot be read that far.
-    """
-    if phdr.p_offset + phdr.p_filesz > len(data):
-        raise ValueError("the notes reach beyond the end of the file")
-    if phdr.p_filesz > MAX_NOTES_BYTES:
-        raise ValueError(f"the notes have {phdr.p_filesz} bytes; expected at most 64 KiB")
-    notes = data[phdr.p_offset : phdr.p_offset + phdr.p_filesz]
-    position = 0
-    while position + _NHDR.size <= len(notes):
-        namesz, descsz, note_type = _NHDR.unpack_from(notes, position)
-        desc = position + _NHDR.size + align_up(namesz, 4)
-        if desc + descsz > len(notes):
-            raise ValueError(
-                f"the note at {position:#x} of the notes (namesz {namesz}, descsz {descsz}) "
-                f"reaches beyond their end, {len(notes):#x}"
-            )
-        start = position + _NHDR.size
-        if note_type == kind and notes[start : start + namesz] == name:
-            return notes[desc : desc + descsz]
-        position = desc + align_up(descsz, 4)
-    return None

@@ -1,9 +1,10 @@
 """What is this file? Told by its content, never by its name.
 
-Two formats can be booted:
+These formats can be booted:
 
-    ELF      a vmlinux, or any other kernel linked as ELF64 for x86-64
-    bzImage  what distributions ship as vmlinuz: "HdrS" at 0x202 (Documentation/arch/x86/boot.rst)
+    ELF        a vmlinux, or any other kernel linked as ELF64 for x86-64, or as ELF32 for i386
+    bzImage    what distributions ship as vmlinuz: "HdrS" at 0x202 (Documentation/arch/x86/boot.rst)
+    Multiboot  what is neither, but has that header with a sum of 0 (multiboot.py)
 
 A bzImage with an EFI stub is a PE file as well, so "HdrS" is looked for first. What else is
 commonly handed to a VMM by mistake is recognised, so that the message can say what it is and what
@@ -30,6 +31,7 @@ class ImageFormat(Enum):
 
     ELF = "ELF"
     BZIMAGE = "bzImage"
+    MULTIBOOT = "Multiboot"
 
 
 class KernelImage:
@@ -118,8 +120,12 @@ def detect_bytes(data: memoryview) -> ImageFormat:
     if _has(data, *SETUP_HEADER_MAGIC):
         return ImageFormat.BZIMAGE
     if data[:4] == elf.ELFMAG:
-        elf.read_header(data)  # explains a 32-bit ELF, another machine's, an object file
+        elf.read_header(data)  # explains another machine's, an object file
         return ImageFormat.ELF
+    from pyvmm.loader import multiboot
+
+    if multiboot.find_header(data) is not None:
+        return ImageFormat.MULTIBOOT
     raise KernelImageError(_explain(data))
 
 

@@ -1,5 +1,7 @@
 """The initrd: a file placed whole in guest memory, as high as the kernel allows.
 
+PVH and Multiboot call it a module, and know of more than one: each lies below the one before.
+
 It lies between the end of what the kernel touches early and initrd_addr_max, page-aligned, in one
 run of RAM. The kernel frees it page by page when it has been unpacked.
 
@@ -25,9 +27,16 @@ INITRD_ADDR_MAX_WITHOUT_HEADER = 0x7FFF_FFFF
 
 
 def place_initrd(
-    source: str | bytes | None, memory: GuestMemory, kernel: LoadedKernel
+    source: str | bytes | None,
+    memory: GuestMemory,
+    kernel: LoadedKernel,
+    *,
+    below_gpa: int | None = None,
+    name: str = "initrd",
 ) -> Placement | None:
     """Place the initrd: the file with the path ``source``, or the bytes ``source``.
+
+    It ends at ``below_gpa`` or lower, if that is given. The placement is called ``name``.
 
     Returns None if there is none, or it is empty: the kernel then gets none.
 
@@ -36,13 +45,13 @@ def place_initrd(
     if source is None:
         return None
     if isinstance(source, bytes):
-        placement = _find_place(len(source), memory, kernel)
+        placement = _find_place(len(source), memory, kernel, below_gpa, name)
         if placement is not None:
             memory.write(placement.base_gpa, source)
         return placement
     fd, size_bytes = open_regular(source, "an initrd", InitrdError)
     try:
-        placement = _find_place(size_bytes, memory, kernel)
+        placement = _find_place(size_bytes, memory, kernel, below_gpa, name)
         if placement is not None:
             memory.read_file(placement.base_gpa, fd, 0, size_bytes)
     except (InitrdError, GuestMemoryError, OSError) as error:
@@ -52,11 +61,15 @@ def place_initrd(
     return placement
 
 
-def _find_place(size_bytes: int, memory: GuestMemory, kernel: LoadedKernel) -> Placement | None:
+def _find_place(
+    size_bytes: int, memory: GuestMemory, kernel: LoadedKernel, below_gpa: int | None, name: str
+) -> Placement | None:
     if size_bytes == 0:
         return None
     header = kernel.setup_header
     addr_max = header.initrd_addr_max if header else INITRD_ADDR_MAX_WITHOUT_HEADER
+    if below_gpa is not None:
+        addr_max = min(addr_max, below_gpa - 1)
     lowest_gpa = align_up(kernel.end_gpa, PAGE_SIZE)
     largest_bytes = 0
     for region in reversed(memory.regions):
@@ -64,13 +77,13 @@ def _find_place(size_bytes: int, memory: GuestMemory, kernel: LoadedKernel) -> P
         lowest_here_gpa = max(region.base_gpa, lowest_gpa)
         base_gpa = align_down(end_gpa - size_bytes, PAGE_SIZE)
         if base_gpa >= lowest_here_gpa:
-            return Placement("initrd", base_gpa, size_bytes)
+            return Placement(name, base_gpa, size_bytes)
         largest_bytes = max(largest_bytes, end_gpa - lowest_here_gpa)
     remedy = "give the guest more memory with --mem"
     if memory.end_gpa > addr_max:
         remedy = "more memory would not help; use a smaller initrd"
     raise InitrdError(
-        f"the initrd has {size_bytes} bytes; between the kernel's end at {kernel.end_gpa:#x} and "
-        f"the highest address that the kernel allows, {addr_max:#x}, there are at most "
+        f"the {name} has {size_bytes} bytes; between the kernel's end at {kernel.end_gpa:#x} and "
+        f"the highest address that it may lie at, {addr_max:#x}, there are at most "
         f"{largest_bytes} bytes in {format_size(memory.size_bytes)} of guest memory; {remedy}"
     )

@@ -1,10 +1,11 @@
 """Placing a kernel: from an image to guest memory, and how it can be entered there.
 
-Three ways:
+Four ways:
 
-    ELF                 each PT_LOAD to its p_paddr
+    ELF                 each PT_LOAD to its p_paddr, or all of them the same distance from there
     bzImage, on HOST    the payload is decompressed by us, and the ELF in it placed likewise
     bzImage, in GUEST   the protected-mode kernel is placed as it is and decompresses itself
+    Multiboot           by the addresses in its header, if it has them; else it is an ELF
 
 On the host is faster everywhere. In the guest is what a real machine does, and the only way for
 32-bit kernels and for compressions whose library is not installed.
@@ -28,6 +29,7 @@ from pyvmm.units import GiB, MiB, align_up, format_size
 
 if TYPE_CHECKING:
     from pyvmm.loader.bzimage import BzImage, SetupHeader
+    from pyvmm.loader.multiboot import MultibootHeader
     from pyvmm.memory import GuestMemory
 
 MAX_VMLINUX_BYTES = 1 * GiB
@@ -63,6 +65,7 @@ class LoadedKernel(NamedTuple):
     pvh_entry_gpa: int | None
     pvh_problem: str | None
     """What is wrong with the PVH note, if there is one that cannot be used."""
+    multiboot_entry_gpa: int | None
     setup_header: SetupHeader | None
     """The bzImage's, even if its payload was decompressed here; a vmlinux has none."""
     placements: tuple[Placement, ...]
@@ -73,22 +76,33 @@ class LoadedKernel(NamedTuple):
 
 
 def load_kernel(
-    image: KernelImage, memory: GuestMemory, *, decompress: Decompress = Decompress.HOST
+    image: KernelImage,
+    memory: GuestMemory,
+    *,
+    decompress: Decompress = Decompress.HOST,
+    relocate_by: int = 0,
 ) -> LoadedKernel:
     """Place the kernel in ``image`` in ``memory``.
+
+    ``relocate_by`` bytes above where it was linked to, if it is an ELF; it must be a kernel that
+    can bear that. By PVH it can be entered then only if its notes say so.
 
     Raises KernelImageError, with the image's name in front, if it cannot be loaded; ``memory``
     may have been written to then. Raises HostError if there is no memory to decompress it in.
     """
     try:
-        if detect_bytes(image.data) is ImageFormat.ELF:
-            return _place_elf(image.data, image.fd, memory, ImageFormat.ELF, None)
+        image_format = detect_bytes(image.data)
+        if image_format is ImageFormat.ELF:
+            return _place_elf(image.data, image.fd, memory, relocate_by=relocate_by)
+        if image_format is ImageFormat.MULTIBOOT:
+            return _place_multiboot(image, memory)
         bz = _parse_bzimage(image)
         if decompress is Decompress.GUEST:
             return _place_bzimage(bz, image, memory)
         limit_bytes = min(memory.size_bytes, MAX_VMLINUX_BYTES)
         vmlinux = _decompress_payload(bz, image, limit_bytes)
-        return _place_elf(vmlinux, None, memory, ImageFormat.BZIMAGE, bz.header)
+        kernel = _place_elf(vmlinux, None, memory)
+        return kernel._replace(format=ImageFormat.BZIMAGE, setup_header=bz.header)
     except KernelImageError as error:
         raise error.about(image.name) from error
     except (GuestMemoryError, OSError) as error:
@@ -104,7 +118,7 @@ def extract_vmlinux(image: KernelImage) -> memoryview:
     Raises KernelImageError, with the image's name in front, if there is none.
     """
     try:
-        if detect_bytes(image.data) is ImageFormat.ELF:
+        if detect_bytes(image.data) is not ImageFormat.BZIMAGE:
             return image.data
         return _decompress_payload(_parse_bzimage(image), image, MAX_VMLINUX_BYTES)
     except KernelImageError as error:
@@ -124,40 +138,105 @@ def _decompress_payload(bz: BzImage, image: KernelImage, limit_bytes: int) -> me
     if vmlinux[: len(elf.ELFMAG)] != elf.ELFMAG:
         raise KernelImageError(
             "its payload decompressed to something that begins with the bytes "
-            f"{bytes(vmlinux[:4]).hex(' ')}; expected ELF (7f 45 4c 46); the image is damaged"
+            f"{bytes(vmlinux[:4]).hex(' ')}; expected ELF (7f 45 4c 46); the image is damaged",
+            "bzimage-payload-elf",
         )
     return vmlinux
 
 
 def _place_elf(
-    data: memoryview,
-    fd: int | None,
-    memory: GuestMemory,
-    image_format: ImageFormat,
-    setup_header: SetupHeader | None,
+    data: memoryview, fd: int | None, memory: GuestMemory, *, relocate_by: int = 0
 ) -> LoadedKernel:
     """Place the ELF in ``data``, which is the contents of ``fd`` if that is not None."""
     kernel = elf.parse(data)
+    header = _find_multiboot_header(data)
     for segment in reversed(kernel.segments):  # the highest first: it says how much is needed
-        _require_ram(memory, segment.p_paddr, segment.p_memsz, "a segment")
+        gpa = segment.p_paddr + relocate_by
+        problem = _outside_ram(memory, gpa, segment.p_memsz, "a segment")
+        if problem:
+            raise KernelImageError(problem, "elf-segment-ram")
     placements = []
     for segment in kernel.segments:
-        _write(memory, segment.p_paddr, data, fd, segment.p_offset, segment.p_filesz)
+        gpa = segment.p_paddr + relocate_by
+        _write(memory, gpa, data, fd, segment.p_offset, segment.p_filesz)
         # Memory may have been used before. It costs little: in Linux's own vmlinux the BSS is in
         # the file, as zeros.
-        memory.fill_zero(segment.p_paddr + segment.p_filesz, segment.p_memsz - segment.p_filesz)
-        name = f"kernel {segment.rights}"
-        placements.append(Placement(name, segment.p_paddr, segment.p_memsz))
+        memory.fill_zero(gpa + segment.p_filesz, segment.p_memsz - segment.p_filesz)
+        placements.append(Placement(f"kernel {segment.rights}", gpa, segment.p_memsz))
+    start_gpa, end_gpa = placements[0].base_gpa, placements[-1].end_gpa
+    pvh = kernel.pvh.moved(relocate_by, start_gpa, end_gpa)
+    entry_gpa = kernel.entry_gpa + relocate_by
+    multiboot_entry_gpa = None
+    if header is not None:
+        entry_addr = header.entry_addr if header.has_addresses else kernel.entry_gpa
+        multiboot_entry_gpa = entry_addr + relocate_by
     return LoadedKernel(
-        format=image_format,
-        linux64_entry_gpa=kernel.entry_gpa,
+        format=ImageFormat.ELF,
+        linux64_entry_gpa=entry_gpa if kernel.is_64 else None,
         linux32_entry_gpa=None,
-        pvh_entry_gpa=kernel.pvh_entry_gpa,
-        pvh_problem=kernel.pvh_problem,
-        setup_header=setup_header,
+        pvh_entry_gpa=pvh.entry_gpa,
+        pvh_problem=pvh.problem,
+        multiboot_entry_gpa=multiboot_entry_gpa,
+        setup_header=None,
         placements=tuple(placements),
-        start_gpa=placements[0].base_gpa,
-        end_gpa=placements[-1].end_gpa,
+        start_gpa=start_gpa,
+        end_gpa=end_gpa,
+    )
+
+
+def _find_multiboot_header(data: memoryview) -> MultibootHeader | None:
+    """The header of a Multiboot kernel, its demands checked; None if it is none."""
+    # Almost no kernel has it, and to import the module to find that out would take longer.
+    if _MULTIBOOT_MAGIC not in bytes(data[:_MULTIBOOT_SEARCH_BYTES]):
+        return None
+    from pyvmm.loader import multiboot
+
+    header = multiboot.find_header(data)
+    if header is not None:
+        multiboot.check_demands(header)
+    return header
+
+
+_MULTIBOOT_MAGIC = bytes.fromhex("02b0ad1b")
+_MULTIBOOT_SEARCH_BYTES = 8192
+
+
+def _place_multiboot(image: KernelImage, memory: GuestMemory) -> LoadedKernel:
+    """Place the kernel in ``image`` by the addresses in its Multiboot header."""
+    from pyvmm.loader import multiboot
+
+    header = multiboot.find_header(image.data)
+    if header is None or not header.has_addresses:
+        raise KernelImageError(
+            "is no ELF file, and its Multiboot header says nothing of addresses (bit 16 of its "
+            "flags is clear); expected one of the two; link it as ELF",
+            "multiboot-addresses",
+        )
+    multiboot.check_demands(header)
+    part = multiboot.place_by_header(header, len(image.data))
+    if part.load_gpa < layout.HIMEM_GPA:
+        raise KernelImageError(
+            f"has load_addr {part.load_gpa:#x} in its Multiboot header; expected "
+            f"{layout.HIMEM_GPA:#x} or above, as below are the tables that it is booted with; "
+            "link it higher",
+            "multiboot-load-low",
+        )
+    problem = _outside_ram(memory, part.load_gpa, part.memory_bytes, "a place")
+    if problem:
+        raise KernelImageError(problem, "multiboot-ram")
+    _write(memory, part.load_gpa, image.data, image.fd, part.offset, part.file_bytes)
+    memory.fill_zero(part.load_gpa + part.file_bytes, part.memory_bytes - part.file_bytes)
+    return LoadedKernel(
+        format=ImageFormat.MULTIBOOT,
+        linux64_entry_gpa=None,
+        linux32_entry_gpa=None,
+        pvh_entry_gpa=None,
+        pvh_problem=None,
+        multiboot_entry_gpa=part.entry_gpa,
+        setup_header=None,
+        placements=(Placement("kernel", part.load_gpa, part.memory_bytes),),
+        start_gpa=part.load_gpa,
+        end_gpa=part.load_gpa + part.memory_bytes,
     )
 
 
@@ -168,13 +247,23 @@ def _place_bzimage(bz: BzImage, image: KernelImage, memory: GuestMemory) -> Load
     runtime_start_gpa = bz.runtime_start_gpa(load_gpa)
     start_gpa = min(load_gpa, runtime_start_gpa)
     end_gpa = max(load_gpa + bz.kernel_bytes, runtime_start_gpa + header.init_size)
-    if start_gpa < layout.HIMEM_GPA or load_gpa + bz.kernel_bytes > layout.GAP_END:
+    wanted = f"wants to be at {load_gpa:#x} and to run at {runtime_start_gpa:#x}"
+    if start_gpa < layout.HIMEM_GPA:
         raise KernelImageError(
-            f"wants to be at {load_gpa:#x} and to run at {runtime_start_gpa:#x} (code32_start, "
-            f"pref_address); expected {layout.HIMEM_GPA:#x} or above, and below 4 GiB; "
-            "the image is damaged"
+            f"{wanted} (code32_start, pref_address); expected {layout.HIMEM_GPA:#x} or above, as "
+            "below are the tables that it is booted with; the image is damaged",
+            "bzimage-address-low",
         )
-    _require_ram(memory, start_gpa, end_gpa - start_gpa, "room to decompress itself (init_size)")
+    if load_gpa + bz.kernel_bytes > layout.GAP_END:
+        raise KernelImageError(
+            f"{wanted} (code32_start, pref_address), with {bz.kernel_bytes:#x} bytes; expected it "
+            "below 4 GiB, where it is entered; the image is damaged",
+            "bzimage-address-high",
+        )
+    size_bytes = end_gpa - start_gpa
+    problem = _outside_ram(memory, start_gpa, size_bytes, "room to decompress itself (init_size)")
+    if problem:
+        raise KernelImageError(problem, "bzimage-init-size")
     _write(memory, load_gpa, image.data, image.fd, bz.kernel_offset, bz.kernel_bytes)
     return LoadedKernel(
         format=ImageFormat.BZIMAGE,
@@ -182,6 +271,7 @@ def _place_bzimage(bz: BzImage, image: KernelImage, memory: GuestMemory) -> Load
         linux32_entry_gpa=load_gpa,
         pvh_entry_gpa=None,
         pvh_problem=None,
+        multiboot_entry_gpa=None,
         setup_header=header,
         placements=(Placement("protected-mode kernel", load_gpa, bz.kernel_bytes),),
         start_gpa=start_gpa,
@@ -189,20 +279,20 @@ def _place_bzimage(bz: BzImage, image: KernelImage, memory: GuestMemory) -> Load
     )
 
 
-def _require_ram(memory: GuestMemory, gpa: int, size_bytes: int, what: str) -> None:
+def _outside_ram(memory: GuestMemory, gpa: int, size_bytes: int, what: str) -> str | None:
+    """What to tell of a range that is not wholly RAM, with the remedy; None if it is."""
     if memory.contains(gpa, size_bytes):
-        return
+        return None
     end_gpa = gpa + size_bytes
     ram = ", ".join(f"{region.base_gpa:#x}..{region.end_gpa:#x}" for region in memory)
     problem = f"needs {what} at {gpa:#x}..{end_gpa:#x}, which is not RAM; RAM is {ram}"
     if end_gpa <= layout.GAP_BASE:
         needed = format_size(align_up(end_gpa, MiB))
-        raise KernelImageError(f"{problem}; give the guest more than {needed} with --mem")
+        return f"{problem}; give the guest more than {needed} with --mem"
     if gpa < layout.GAP_END and end_gpa > layout.GAP_BASE:
-        raise KernelImageError(
-            f"{problem}; {layout.GAP_BASE:#x}..{layout.GAP_END:#x} holds devices; link it elsewhere"
-        )
-    raise KernelImageError(f"{problem}; link it lower, or give the guest more with --mem")
+        devices = f"{layout.GAP_BASE:#x}..{layout.GAP_END:#x}"
+        return f"{problem}; {devices} holds devices; link it elsewhere"
+    return f"{problem}; link it lower, or give the guest more with --mem"
 
 
 def _write(

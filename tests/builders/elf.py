@@ -1,4 +1,4 @@
-"""ELF64 files made to order. Layouts are those of System V gABI, chapters 4 and 5."""
+"""ELF files made to order. Layouts are those of System V gABI, chapters 4 and 5."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ PT_LOAD = 1
 PT_INTERP = 3
 PT_NOTE = 4
 ET_EXEC = 2
+EM_386 = 3
 EM_X86_64 = 62
 
 
@@ -29,42 +30,54 @@ class Segment:
 
 @dataclass
 class Elf:
-    """An ELF file. A value that is None is worked out."""
+    """An ELF file, ELF64 or ELF32 by ``bits``. A value that is None is worked out."""
 
     segments: list[Segment] = field(default_factory=list)
     entry: int = 0
-    elf_class: int = 2
+    bits: int = 64
+    elf_class: int | None = None
     elf_data: int = 1
     kind: int = ET_EXEC
-    machine: int = EM_X86_64
-    phentsize: int = 56
+    machine: int | None = None
+    phentsize: int | None = None
     phnum: int | None = None
-    phoff: int = 64
+    phoff: int | None = None
 
     def build(self) -> bytes:
         """The file: header, program headers, then the segments' bytes one after the other."""
-        position = 64 + 56 * len(self.segments)
+        ehdr_size, phdr_size = (64, 56) if self.bits == 64 else (52, 32)
+        position = ehdr_size + phdr_size * len(self.segments)
         headers, contents = b"", b""
         for segment in self.segments:
-            headers += struct.pack(
-                "<IIQQQQQQ",
-                segment.kind,
-                segment.flags,
+            addresses = (
                 position if segment.offset is None else segment.offset,
                 segment.paddr if segment.vaddr is None else segment.vaddr,
                 segment.paddr,
                 len(segment.data) if segment.filesz is None else segment.filesz,
                 len(segment.data) if segment.memsz is None else segment.memsz,
-                segment.align,
             )
+            if self.bits == 64:
+                fields = (segment.kind, segment.flags, *addresses, segment.align)
+                headers += struct.pack("<IIQQQQQQ", *fields)
+            else:
+                headers += struct.pack(
+                    "<8I", segment.kind, *addresses, segment.flags, segment.align
+                )
             contents += segment.data
             position += len(segment.data)
-        ident = b"\x7fELF" + bytes([self.elf_class, self.elf_data, 1]) + bytes(9)
-        phnum = len(self.segments) if self.phnum is None else self.phnum
+        elf_class = self.bits // 32 if self.elf_class is None else self.elf_class
+        machine = self.machine
+        if machine is None:
+            machine = EM_X86_64 if self.bits == 64 else EM_386
+        ident = b"\x7fELF" + bytes([elf_class, self.elf_data, 1]) + bytes(9)
         header = struct.pack(
-            "<16sHHIQQQIHHHHHH",
-            *(ident, self.kind, self.machine, 1, self.entry, self.phoff, 0, 0),
-            *(64, self.phentsize, phnum, 0, 0, 0),
+            "<16sHHIQQQIHHHHHH" if self.bits == 64 else "<16sHHIIIIIHHHHHH",
+            *(ident, self.kind, machine, 1, self.entry),
+            ehdr_size if self.phoff is None else self.phoff,
+            *(0, 0, ehdr_size),
+            phdr_size if self.phentsize is None else self.phentsize,
+            len(self.segments) if self.phnum is None else self.phnum,
+            *(0, 0, 0),
         )
         return header + headers + contents
 

@@ -11,7 +11,7 @@ from builders.c_compiler import evaluate
 
 from pyvmm import boot
 from pyvmm.boot import Protocol, boot_params, linux32, linux64, pvh
-from pyvmm.boot.handover import BootPlan, Handover
+from pyvmm.boot.handover import BootPlan, Handover, Module
 from pyvmm.boot.memory_map import RAM, RESERVED, MemoryMapEntry, memory_map
 from pyvmm.errors import KernelImageError
 from pyvmm.loader.load import LoadedKernel, Placement
@@ -24,12 +24,18 @@ INITRD = Placement("initrd", 0x0123_4000, 0x5678)
 
 
 def handover(*, initrd: Placement | None = None, **kernel: Any) -> Handover:
-    entries = {"linux64_entry_gpa": None, "linux32_entry_gpa": None, "pvh_entry_gpa": None}
-    fields = {**entries, "setup_header": None, "pvh_problem": None, **kernel}
+    names = ("linux64_entry_gpa", "linux32_entry_gpa", "pvh_entry_gpa", "multiboot_entry_gpa")
+    fields = {**dict.fromkeys(names), "setup_header": None, "pvh_problem": None, **kernel}
     loaded: Any = SimpleNamespace(**fields)
     with GuestMemory.create(5 * GiB, huge_pages=HugePages.NEVER) as memory:
         return Handover(
-            loaded, memory_map(memory), CMDLINE, initrd, rsdp_gpa=0xE_0000, rng_seed=SEED
+            loaded,
+            memory_map(memory),
+            CMDLINE,
+            initrd,
+            modules=(Module(initrd, b"initrd"),) if initrd else (),
+            rsdp_gpa=0xE_0000,
+            rng_seed=SEED,
         )
 
 
@@ -232,7 +238,7 @@ def test_choose_takes(
         (
             Protocol.PVH,
             {"linux64_entry_gpa": 1, "pvh_problem": "too short"},
-            "malformed .too short",
+            "cannot be used .too short",
         ),
         (Protocol.PVH, {"linux32_entry_gpa": 1}, "--decompress host"),
         (Protocol.LINUX32, {"linux64_entry_gpa": 1}, "--decompress guest"),

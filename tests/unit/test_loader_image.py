@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from builders import bzimage as bz
+from builders import multiboot
 from builders.elf import Elf, Segment, vmlinux
 
 from pyvmm.errors import KernelImageError
@@ -93,10 +94,14 @@ def test_detect_finds_bzimage_behind_efi_stub() -> None:
     assert detect(KernelImage.from_bytes(image)) is ImageFormat.BZIMAGE
 
 
-def test_detect_explains_32_bit_elf() -> None:
-    image = Elf([Segment(0x10_0000, b"x")], elf_class=1, machine=3).build()
-    with pytest.raises(KernelImageError, match=r"32-bit ELF.*--decompress guest"):
-        detect(KernelImage.from_bytes(image))
+def test_detect_takes_32_bit_elf() -> None:
+    image = Elf([Segment(0x10_0000, b"x")], bits=32).build()
+    assert detect(KernelImage.from_bytes(image)) is ImageFormat.ELF
+
+
+def test_detect_takes_a_multiboot_header_without_elf() -> None:
+    image = multiboot.image(b"code", before=bytes(8188 - 32))
+    assert detect(KernelImage.from_bytes(image)) is ImageFormat.MULTIBOOT
 
 
 def test_open_maps_the_file(tmp_path: Path) -> None:

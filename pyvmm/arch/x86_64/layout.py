@@ -3,8 +3,8 @@
 0x0000_0000  +--------------------------------+
              | real-mode vectors, BDA: zero   |
 0x0000_0500  | GDT                            |
-0x0000_6000  | start_info, PVH memory map,    |  what PVH hands to the kernel
-             | module list                    |
+0x0000_6000  | start_info, PVH memory map,    |  what PVH hands to the kernel, or
+             | module list                    |  Multiboot's information
 0x0000_7000  | boot_params: the "zero page"   |  what the Linux protocols hand over
 0x0000_8000  | boot stack, grows down         |
 0x0000_9000  | page tables: PML4, PDPT, 4 PDs |  identity map of the first 4 GiB

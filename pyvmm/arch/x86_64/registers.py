@@ -30,6 +30,7 @@ class EntryState(NamedTuple):
     code: Segment
     cr0: int
     rsp: int = 0
+    rax: int = 0
     rbx: int = 0
     rsi: int = 0
     rflags: int = RFLAGS_RESERVED
@@ -46,9 +47,9 @@ class EntryState(NamedTuple):
         return gdt.table(self.code)
 
 
-def protected_mode(rip: int, *, rbx: int = 0, rsi: int = 0) -> EntryState:
-    """32-bit flat protected mode, paging off: what PVH and Linux's 32-bit protocol start in."""
-    return EntryState(rip=rip, code=gdt.CODE32, cr0=CR0_PE | CR0_ET, rbx=rbx, rsi=rsi)
+def protected_mode(rip: int, *, rax: int = 0, rbx: int = 0, rsi: int = 0) -> EntryState:
+    """32-bit flat protected mode, paging off: for PVH, Multiboot and Linux's 32-bit protocol."""
+    return EntryState(rip=rip, code=gdt.CODE32, cr0=CR0_PE | CR0_ET, rax=rax, rbx=rbx, rsi=rsi)
 
 
 def long_mode(rip: int, *, rsi: int) -> EntryState:
