@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kvm_bindings import Kvm, constants
 from pyvmm import boot
-from pyvmm.arch.x86_64 import layout, mptable
+from pyvmm.arch.x86_64 import bda, layout, mptable
 from pyvmm.arch.x86_64.acpi import tables
 from pyvmm.boot.handover import Blob, Handover, Module
 from pyvmm.boot.memory_map import memory_map
@@ -220,8 +220,13 @@ class Board:
     def _write_tables(self) -> None:
         """What tells a kernel of processors, interrupts and devices: ACPI's tables.
 
-        And an MP table, for kernels that do without ACPI.
+        And an MP table and a BIOS data area, for kernels that do without ACPI.
         """
+        com_ports = [
+            base if serial else 0
+            for (base, _), serial in zip(ports.COM, self.serials, strict=False)
+        ]
+        self._write(Blob("BIOS data area", layout.BDA_GPA, bda.build(com_ports)))
         acpi = tables.build(
             base_gpa=layout.ACPI_GPA,
             max_bytes=layout.ACPI_MAX_BYTES,

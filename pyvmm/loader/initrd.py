@@ -49,7 +49,8 @@ def place_initrd(
         if placement is not None:
             memory.write(placement.base_gpa, source)
         return placement
-    fd, size_bytes = open_regular(source, "an initrd", InitrdError)
+    article = "an" if name[0] in "aeiou" else "a"
+    fd, size_bytes = open_regular(source, f"{article} {name}", InitrdError)
     try:
         placement = _find_place(size_bytes, memory, kernel, below_gpa, name)
         if placement is not None:

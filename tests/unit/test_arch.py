@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from pyvmm.arch.x86_64 import cpuid, gdt, lapic, layout, mptable, paging
+from pyvmm.arch.x86_64 import bda, cpuid, gdt, lapic, layout, mptable, paging
 from pyvmm.arch.x86_64.cpuid import Leaf
 
 
@@ -216,3 +216,11 @@ def test_mptable_first_processor_is_the_bootstrap_one() -> None:
     first, second = data[60:80], data[80:100]
     assert (first[1], first[3]) == (0, 0b11)
     assert (second[1], second[3]) == (1, 0b01)
+
+
+def test_bios_data_area_has_ports_and_base_memory() -> None:
+    area = bda.build([0x3F8, 0, 0x3E8])
+    assert len(area) == 256
+    assert struct.unpack_from("<4H", area, 0x00) == (0x3F8, 0, 0x3E8, 0)  # 0040:0000
+    assert struct.unpack_from("<H", area, 0x0E) == (0x9FC0,)  # 0040:000E, the EBDA's segment
+    assert struct.unpack_from("<H", area, 0x13) == (639,)  # 0040:0013, KiB

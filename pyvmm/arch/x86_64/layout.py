@@ -1,7 +1,8 @@
 """The guest's physical address map: the one place where its addresses are written down.
 
 0x0000_0000  +--------------------------------+
-             | real-mode vectors, BDA: zero   |
+             | real-mode vectors: zero        |
+0x0000_0400  | BDA                            |
 0x0000_0500  | GDT                            |
 0x0000_6000  | start_info, PVH memory map,    |  what PVH hands to the kernel, or
              | module list                    |  Multiboot's information
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 from pyvmm.units import GiB, KiB
 
+BDA_GPA = 0x0000_0400
 GDT_GPA = 0x0000_0500
 START_INFO_GPA = 0x0000_6000
 START_INFO_MAX_BYTES = 4 * KiB
