@@ -185,7 +185,11 @@ def test_embedded_kernel_compiles_without_warnings(
     build_embedded(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", available())
+# The others are entered by PVH and by the 64-bit protocol; this one in 32-bit mode alone.
+BY_BOTH_ENTRIES = [name for name in available() if name != "hello_multiboot"]
+
+
+@pytest.mark.parametrize("name", BY_BOTH_ENTRIES)
 def test_test_guest_has_one_entry_for_pvh_and_64_bit(name: str, tmp_path: Path) -> None:
     elf_path = Path(build(name, str(tmp_path)))
     assert xen_notes(elf_path) == [("Xen", 18, LINK_ADDRESS.to_bytes(4, "little"))]
@@ -193,7 +197,7 @@ def test_test_guest_has_one_entry_for_pvh_and_64_bit(name: str, tmp_path: Path) 
         assert ELFFile(file).header["e_entry"] == LINK_ADDRESS
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", BY_BOTH_ENTRIES)
 def test_test_guest_means_the_same_in_32_and_64_bit_mode(name: str, tmp_path: Path) -> None:
     elf_path = build(name, str(tmp_path))
 
