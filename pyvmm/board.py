@@ -17,18 +17,15 @@ A reset is a new board: nothing of the old one can be left over in it.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, NoReturn
 
 from kvm_bindings import Kvm, constants
-from pyvmm import boot
 from pyvmm.arch.x86_64 import bda, layout, mptable
 from pyvmm.arch.x86_64.acpi import tables
-from pyvmm.boot.handover import Blob, Handover, Module
-from pyvmm.boot.memory_map import memory_map
+from pyvmm.boot.handover import Blob
 from pyvmm.capabilities import check_required
 from pyvmm.devices import ports
 from pyvmm.devices.bus import MmioBus, PortBus
@@ -40,13 +37,11 @@ from pyvmm.devices.pvpanic import PANICKED, PvPanic
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.scratch import ScratchPort
 from pyvmm.devices.serial import Serial16550
-from pyvmm.errors import ConfigError
-from pyvmm.loader.cmdline import place_cmdline
 from pyvmm.loader.image import KernelImage
-from pyvmm.loader.initrd import place_initrd
-from pyvmm.loader.load import Placement, load_kernel
+from pyvmm.loader.load import Placement
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import Outcome, RunEnded, RunResult
+from pyvmm.prepare import prepare
 from pyvmm.vcpu_loop import VcpuLoop
 from pyvmm.vcpu_setup import CpuidSource, set_up_vcpu
 
@@ -59,10 +54,6 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
 
     Output = Callable[[bytes], object]
-
-
-# As many as Linux's generator takes for a full seed (include/crypto/chacha.h, CHACHA_KEY_SIZE).
-_RNG_SEED_BYTES = 32
 
 
 class GsiLine:
@@ -136,55 +127,13 @@ class Board:
 
     def _load(self) -> EntryState:
         """Put kernel, command line, initrd and the protocol's tables into guest memory."""
-        config = self.config
-        with KernelImage.open(config.kernel) as image:
-            self.kernel = load_kernel(image, self.memory, decompress=config.decompress_where)
-        self.protocol, self.entry_gpa = boot.choose(config.protocol, self.kernel)
-        text = config.cmdline
-        if self.protocol is boot.Protocol.MULTIBOOT:
-            text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
-        cmdline = place_cmdline(text, self.memory, self.kernel)
-        initrd = place_initrd(config.initrd, self.memory, self.kernel)
-        modules = self._load_modules(initrd)
-        handover = Handover(
-            self.kernel,
-            memory_map(self.memory),
-            cmdline,
-            initrd,
-            modules=modules,
-            rsdp_gpa=layout.ACPI_GPA,
-            rng_seed=os.urandom(_RNG_SEED_BYTES),
-        )
-        plan = boot.plan_boot(self.protocol, self.entry_gpa, handover)
-        files = [module.placement for module in modules]
-        self._placements = [*self.kernel.placements, cmdline, *files]
-        for blob in plan.blobs:
-            self._write(blob)
-        return plan.entry
-
-    def _load_modules(self, initrd: Placement | None) -> tuple[Module, ...]:
-        """The initrd, already in memory, and the modules, each below the one before."""
-        modules = []
-        if initrd is not None:
-            modules.append(Module(initrd, _name_of(self.config.initrd or "initrd")))
-        if self.config.modules and self.protocol not in boot.PROTOCOLS_WITH_MODULES:
-            raise ConfigError(
-                f"--module was given, and the kernel is entered by {self.protocol.value}, which "
-                "knows of no modules but the initrd; use --initrd, or a kernel with a PVH note or "
-                "a Multiboot header"
-            )
-        for path, cmdline in self.config.modules:
-            placement = place_initrd(
-                path,
-                self.memory,
-                self.kernel,
-                below_gpa=modules[-1].placement.base_gpa if modules else None,
-                name="module",
-            )
-            if placement is None:
-                raise ConfigError(f"{path}: is empty; a module must have at least one byte")
-            modules.append(Module(placement, _name_of(path), os.fsencode(cmdline)))
-        return tuple(modules)
+        with KernelImage.open(self.config.kernel) as image:
+            prepared = prepare(self.config, image, self.memory)
+        self.kernel = prepared.kernel
+        self.protocol = prepared.protocol
+        self.entry_gpa = prepared.entry_gpa
+        self._placements = prepared.placements
+        return prepared.plan.entry
 
     def _write(self, blob: Blob) -> None:
         self.memory.write(blob.gpa, blob.data)
@@ -284,11 +233,6 @@ class Board:
             low_memory_bytes=low.size_bytes,
             high_memory_bytes=sum(region.size_bytes for region in high),
         )
-
-
-def _name_of(path: str) -> bytes:
-    """The file's name, as the first word of a line: spaces would end it."""
-    return os.fsencode(os.path.basename(path)).replace(b" ", b"_")
 
 
 # How a guest asks for the end: by way of a device, out of the middle of a vCPU's loop.

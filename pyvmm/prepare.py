@@ -1,0 +1,105 @@
+"""All that comes before KVM: a kernel in guest memory, and the plan for entering it.
+
+    image -> load_kernel -> choose -> place_cmdline, place_initrd -> plan_boot -> blobs written
+
+No part of it needs /dev/kvm: the board goes on from here to a virtual machine, and
+``pyvmm explain`` shows what came of it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvmm import boot
+from pyvmm.arch.x86_64 import layout
+from pyvmm.boot.handover import Handover, Module
+from pyvmm.boot.memory_map import memory_map
+from pyvmm.errors import ConfigError
+from pyvmm.loader.cmdline import place_cmdline
+from pyvmm.loader.initrd import place_initrd
+from pyvmm.loader.load import Placement, load_kernel
+
+if TYPE_CHECKING:
+    from pyvmm.boot import Protocol
+    from pyvmm.boot.handover import BootPlan
+    from pyvmm.config import MachineConfig
+    from pyvmm.loader.image import KernelImage
+    from pyvmm.loader.load import LoadedKernel
+    from pyvmm.memory import GuestMemory
+
+# As many as Linux's generator takes for a full seed (include/crypto/chacha.h, CHACHA_KEY_SIZE).
+_RNG_SEED_BYTES = 32
+
+
+class Prepared(NamedTuple):
+    """A guest's memory is ready for its first instruction: what lies there, and the plan."""
+
+    kernel: LoadedKernel
+    protocol: Protocol
+    entry_gpa: int
+    plan: BootPlan
+    placements: list[Placement]
+
+
+def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> Prepared:
+    """Put kernel, command line, initrd and the protocol's tables into ``memory``.
+
+    Raises KernelImageError, InitrdError or CmdlineError if what the user gave cannot be booted as
+    ``config`` has it, HostError if there is no memory to decompress it in.
+    """
+    kernel = load_kernel(image, memory, decompress=config.decompress_where)
+    protocol, entry_gpa = boot.choose(config.protocol, kernel)
+    text = config.cmdline
+    if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front
+        text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
+    cmdline = place_cmdline(text, memory, kernel)
+    initrd = place_initrd(config.initrd, memory, kernel)
+    modules = _place_modules(config, protocol, memory, kernel, initrd)
+    handover = Handover(
+        kernel,
+        memory_map(memory),
+        cmdline,
+        initrd,
+        modules=modules,
+        rsdp_gpa=layout.ACPI_GPA,
+        rng_seed=os.urandom(_RNG_SEED_BYTES),
+    )
+    plan = boot.plan_boot(protocol, entry_gpa, handover)
+    placements = [*kernel.placements, cmdline, *([initrd] if initrd else [])]
+    placements += [module.placement for module in modules if module.placement is not initrd]
+    for blob in plan.blobs:
+        memory.write(blob.gpa, blob.data)
+        placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
+    return Prepared(kernel, protocol, entry_gpa, plan, placements)
+
+
+def _place_modules(
+    config: MachineConfig,
+    protocol: Protocol,
+    memory: GuestMemory,
+    kernel: LoadedKernel,
+    initrd: Placement | None,
+) -> tuple[Module, ...]:
+    """The initrd, which is in memory already, and the other modules, each below the one before."""
+    if config.modules and protocol not in boot.PROTOCOLS_WITH_MODULES:
+        raise ConfigError(
+            f"--module was given, and the kernel is entered by {protocol.value}, which knows of no "
+            "modules but the initrd; use --initrd, or a kernel with a PVH note or a Multiboot "
+            "header"
+        )
+    modules = []
+    if initrd is not None and config.initrd is not None:
+        modules.append(Module(initrd, _name_of(config.initrd)))
+    for path, cmdline in config.modules:
+        below_gpa = modules[-1].placement.base_gpa if modules else None
+        placement = place_initrd(path, memory, kernel, below_gpa=below_gpa, name="module")
+        if placement is None:
+            raise ConfigError(f"{path}: is empty; a module must have at least one byte")
+        modules.append(Module(placement, _name_of(path), os.fsencode(cmdline)))
+    return tuple(modules)
+
+
+def _name_of(path: str) -> bytes:
+    """The file's name, as the first word of a line: spaces would end it."""
+    return os.fsencode(os.path.basename(path)).replace(b" ", b"_")
