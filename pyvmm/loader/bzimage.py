@@ -10,6 +10,7 @@
             | protected-mode kernel             |  entered at 0 (32 bits), 0x200 (64 bits)
             |   decompressor                    |
             |   payload: a compressed vmlinux   |  payload_offset, payload_length
+            |   kernel_info: "LToP", its sizes  |  kernel_info_offset (2.15)
             +-----------------------------------+  + syssize * 16
             | signature, if any: not used       |
             +-----------------------------------+
@@ -43,8 +44,14 @@ MIN_VERSION = 0x0206
 XLOADFLAGS_VERSION = 0x020C
 LOADED_HIGH = 1 << 0  # loadflags
 XLF_KERNEL_64 = 1 << 0  # xloadflags
+XLF_EFI_HANDOVER_32 = 1 << 2
+XLF_EFI_HANDOVER_64 = 1 << 3
+
+HEADER_MAGIC = b"HdrS"
+KERNEL_INFO_MAGIC = b"LToP"
 
 _FORMAT = struct.Struct("<BHIHHHHHIHIHHBBHIIIIHBBIIIBBHIIQIIQQIII")
+_KERNEL_INFO = struct.Struct("<4sIII")
 
 # Where the header ends by its version: fields that came later are not there to be read.
 _END_BY_VERSION = (
@@ -109,12 +116,24 @@ class SetupHeader(NamedTuple):
         return f"{self.version >> 8}.{self.version & 0xFF:02}"
 
 
+class KernelInfo(NamedTuple):
+    """``kernel_info``, the fixed part: what newer kernels say of themselves (boot.rst)."""
+
+    header: bytes
+    size: int
+    size_total: int
+    setup_type_max: int
+    """The highest type of setup_data that the kernel knows, SETUP_INDIRECT among its bits."""
+
+
 class BzImage(NamedTuple):
     """A bzImage whose header has been checked, and where its protected-mode kernel is."""
 
     header: SetupHeader
     kernel_offset: int
     kernel_bytes: int
+    kernel_info: KernelInfo | None
+    """None if the kernel has none: it came with protocol 2.15 (Linux 5.5)."""
 
     def payload(self, data: memoryview) -> memoryview:
         """The compressed kernel in ``data``, of which this is the header.
@@ -126,12 +145,14 @@ class BzImage(NamedTuple):
             raise KernelImageError(
                 f"does not say where its compressed kernel is (payload_offset {offset:#x}, "
                 f"payload_length {length:#x}; protocol {self.header.protocol}); expected both of "
-                "protocol 2.08 and later; use --decompress guest"
+                "protocol 2.08 and later; use --decompress guest",
+                "bzimage-no-payload",
             )
         if offset + length > self.kernel_bytes:
             raise KernelImageError(
                 f"says its payload is at {offset:#x}..{offset + length:#x} of a protected-mode "
-                f"kernel of {self.kernel_bytes:#x} bytes; the image is damaged"
+                f"kernel of {self.kernel_bytes:#x} bytes; the image is damaged",
+                "bzimage-payload-bounds",
             )
         start = self.kernel_offset + offset
         return data[start : start + length]
@@ -149,7 +170,8 @@ class BzImage(NamedTuple):
         if alignment == 0 or alignment & (alignment - 1):
             raise KernelImageError(
                 f"has kernel_alignment {alignment:#x} in its setup header; expected a power of "
-                "two; the image is damaged"
+                "two; the image is damaged",
+                "bzimage-kernel-alignment",
             )
         return align_up(header.pref_address or layout.HIMEM_GPA, alignment)
 
@@ -157,8 +179,6 @@ class BzImage(NamedTuple):
         """The 64-bit entry of a kernel at ``load_gpa``; None if it has none."""
         header = self.header
         if header.version < XLOADFLAGS_VERSION or not header.xloadflags & XLF_KERNEL_64:
-            return None
-        if self.kernel_bytes <= LINUX64_ENTRY_OFFSET:
             return None
         return load_gpa + LINUX64_ENTRY_OFFSET
 
@@ -173,56 +193,157 @@ class BzImage(NamedTuple):
 
 
 def parse(data: memoryview) -> BzImage:
-    """Check the header of ``data``, which has "HdrS" at 0x202.
+    """Check ``data`` against the boot protocol, as far as that does not need guest memory.
 
-    Raises KernelImageError if it breaks the boot protocol, or the file is shorter than it says.
+    Raises KernelImageError if it breaks the protocol, or the file is shorter than it says.
     """
-    header = _read_header(data)
-    if header.boot_flag != BOOT_FLAG:
-        raise KernelImageError(
-            f"has boot_flag {header.boot_flag:#06x} at 0x1fe; expected {BOOT_FLAG:#x}; "
-            "the image is damaged"
-        )
-    if not header.loadflags & LOADED_HIGH:
-        raise KernelImageError(
-            "is a zImage (LOADED_HIGH is clear in loadflags), to be loaded at 0x10000; expected a "
-            "bzImage; build it with 'make bzImage'"
-        )
+    header = read_header(data)
+    _check_header(header)
     kernel_offset = ((header.setup_sects or 4) + 1) * SECTOR_BYTES
+    if len(data) <= kernel_offset:
+        raise KernelImageError(
+            f"is cut off after {len(data)} bytes, in its setup code, which ends at "
+            f"{kernel_offset} (setup_sects {header.setup_sects}); get a complete copy",
+            "bzimage-setup-sects",
+        )
+    if header.syssize == 0:
+        raise KernelImageError(
+            "has syssize 0 in its setup header; expected the size of the protected-mode kernel; "
+            "the image is damaged",
+            "bzimage-syssize",
+        )
     kernel_bytes = header.syssize * PARAGRAPH_BYTES
     available = len(data) - kernel_offset
     # syssize counts paragraphs, so the last of them may be incomplete in the file.
-    if available <= kernel_bytes - PARAGRAPH_BYTES or kernel_bytes == 0:
+    if available <= kernel_bytes - PARAGRAPH_BYTES:
         raise KernelImageError(
             f"is cut off or damaged: its setup header tells of {kernel_offset} bytes of setup and "
-            f"{kernel_bytes} of kernel; the file has {len(data)}; get a complete copy"
+            f"{kernel_bytes} of kernel; the file has {len(data)}; get a complete copy",
+            "bzimage-truncated",
         )
-    return BzImage(header, kernel_offset, min(kernel_bytes, available))
+    kernel = data[kernel_offset : kernel_offset + kernel_bytes]
+    _check_entries(header, len(kernel))
+    return BzImage(header, kernel_offset, len(kernel), _read_kernel_info(header, kernel))
 
 
-def _read_header(data: memoryview) -> SetupHeader:
+def read_header(data: memoryview) -> SetupHeader:
+    """The setup header of ``data`` as it stands there; its values are not judged.
+
+    Raises KernelImageError if there is none, or none of a protocol that is understood here.
+    """
+    if data[MAGIC_OFFSET : MAGIC_OFFSET + len(HEADER_MAGIC)] != HEADER_MAGIC:
+        found = bytes(data[MAGIC_OFFSET : MAGIC_OFFSET + len(HEADER_MAGIC)]).hex(" ") or "nothing"
+        raise KernelImageError(
+            f"has {found} at {MAGIC_OFFSET:#x}; expected HdrS ({HEADER_MAGIC.hex(' ')}), which "
+            "begins the setup header of a bzImage; check the path",
+            "bzimage-magic",
+        )
     version = int.from_bytes(data[0x206:0x208], "little")
     if len(data) < 0x208 or version < MIN_VERSION:
         raise KernelImageError(
             f"is a bzImage of boot protocol {version >> 8}.{version & 0xFF:02}; expected 2.06 "
-            "(Linux 2.6.22) or later; use a newer kernel"
+            "(Linux 2.6.22) or later; use a newer kernel",
+            "bzimage-version",
         )
     opcode, displacement = data[JUMP_OFFSET], data[JUMP_OFFSET + 1]
+    # The displacement is signed: 0x80 and above would jump back.
+    if opcode != JUMP_SHORT or displacement >= 0x80:
+        raise KernelImageError(
+            f"has the bytes {opcode:02x} {displacement:02x} at {JUMP_OFFSET:#x}; expected a short "
+            f"jump forward (eb 00 to eb 7f) over the rest of the setup header; "
+            "the image is damaged",
+            "bzimage-jump",
+        )
     end = MAGIC_OFFSET + displacement
     required_end = _END_BY_VERSION[-1][1]
-    # The displacement is signed: 0x80 and above would jump back.
-    if opcode != JUMP_SHORT or displacement >= 0x80 or end < required_end:
+    if end < required_end:
         raise KernelImageError(
-            f"has the bytes {opcode:02x} {displacement:02x} at 0x200; expected a short jump (eb) "
-            f"over the rest of the setup header, to {required_end:#x} or beyond; "
-            "the image is damaged"
+            f"has a setup header that ends at {end:#x}, where the jump at {JUMP_OFFSET:#x} leads; "
+            f"expected {required_end:#x} or beyond, which is behind cmdline_size; "
+            "the image is damaged",
+            "bzimage-header-length",
         )
     if len(data) < end:
         raise KernelImageError(
             f"is cut off after {len(data)} bytes, in its setup header, which ends at {end}; "
-            "get a complete copy"
+            "get a complete copy",
+            "bzimage-header-truncated",
         )
     raw = bytes(data[HEADER_OFFSET:end])
     defined_end = next(end for since, end in _END_BY_VERSION if version >= since)
     fields = raw[: defined_end - HEADER_OFFSET].ljust(_FORMAT.size, b"\x00")
     return SetupHeader._make((*_FORMAT.unpack(fields), raw))
+
+
+def _check_header(header: SetupHeader) -> None:
+    """What the header's values must be, each for itself."""
+    if header.boot_flag != BOOT_FLAG:
+        raise KernelImageError(
+            f"has boot_flag {header.boot_flag:#06x} at 0x1fe; expected {BOOT_FLAG:#x}; "
+            "the image is damaged",
+            "bzimage-boot-flag",
+        )
+    if not header.loadflags & LOADED_HIGH:
+        raise KernelImageError(
+            "is a zImage (LOADED_HIGH is clear in loadflags), to be loaded at 0x10000; expected a "
+            "bzImage; build it with 'make bzImage'",
+            "bzimage-loaded-high",
+        )
+    # The kernel would walk a list at an address where nothing was put.
+    if header.setup_data:
+        raise KernelImageError(
+            f"has setup_data {header.setup_data:#x} in its setup header; expected 0, as the list "
+            "that it leads to is the loader's to write; the image is damaged",
+            "bzimage-setup-data",
+        )
+
+
+def _check_entries(header: SetupHeader, kernel_bytes: int) -> None:
+    """The entries that xloadflags tells of must be in the protected-mode kernel."""
+    flags = header.xloadflags if header.version >= XLOADFLAGS_VERSION else 0
+    if flags & XLF_KERNEL_64 and kernel_bytes <= LINUX64_ENTRY_OFFSET:
+        raise KernelImageError(
+            f"says that it has a 64-bit entry at {LINUX64_ENTRY_OFFSET:#x} (XLF_KERNEL_64), but "
+            f"its protected-mode kernel has {kernel_bytes:#x} bytes; the image is damaged",
+            "bzimage-xloadflags",
+        )
+    handover = header.handover_offset
+    if flags & XLF_EFI_HANDOVER_64:
+        handover += LINUX64_ENTRY_OFFSET
+    elif not flags & XLF_EFI_HANDOVER_32:
+        return
+    if header.handover_offset and handover >= kernel_bytes:
+        raise KernelImageError(
+            f"says that its EFI handover entry is at {handover:#x} (handover_offset, xloadflags), "
+            f"but its protected-mode kernel has {kernel_bytes:#x} bytes; the image is damaged",
+            "bzimage-handover-offset",
+        )
+
+
+def _read_kernel_info(header: SetupHeader, kernel: memoryview) -> KernelInfo | None:
+    """The kernel_info in the protected-mode ``kernel``."""
+    offset = header.kernel_info_offset
+    if offset == 0:
+        return None
+    if offset + _KERNEL_INFO.size > len(kernel):
+        raise KernelImageError(
+            f"says that its kernel_info is at {offset:#x} of a protected-mode kernel of "
+            f"{len(kernel):#x} bytes; the image is damaged",
+            "bzimage-kernel-info-bounds",
+        )
+    info = KernelInfo._make(_KERNEL_INFO.unpack_from(kernel, offset))
+    if info.header != KERNEL_INFO_MAGIC:
+        raise KernelImageError(
+            f"has the bytes {info.header.hex(' ')} where its kernel_info should begin, at "
+            f"{offset:#x} of its protected-mode kernel; expected LToP "
+            f"({KERNEL_INFO_MAGIC.hex(' ')}); the image is damaged",
+            "bzimage-kernel-info-magic",
+        )
+    if not _KERNEL_INFO.size <= info.size <= info.size_total <= len(kernel) - offset:
+        raise KernelImageError(
+            f"has a kernel_info of {info.size} bytes, {info.size_total} with its variable part; "
+            f"expected at least {_KERNEL_INFO.size}, no more than the whole of it, and that within "
+            f"the {len(kernel) - offset} bytes to the kernel's end; the image is damaged",
+            "bzimage-kernel-info-size",
+        )
+    return info

@@ -19,6 +19,7 @@ from pyvmm.loader.load import Placement
 from pyvmm.units import PAGE_SIZE, align_down, align_up, format_size
 
 if TYPE_CHECKING:
+    from pyvmm.loader.bzimage import SetupHeader
     from pyvmm.loader.load import LoadedKernel
     from pyvmm.memory import GuestMemory
 
@@ -55,11 +56,18 @@ def place_initrd(
         placement = _find_place(size_bytes, memory, kernel, below_gpa, name)
         if placement is not None:
             memory.read_file(placement.base_gpa, fd, 0, size_bytes)
-    except (InitrdError, GuestMemoryError, OSError) as error:
-        raise InitrdError(f"{source}: {error}") from error
+    except InitrdError as error:
+        raise error.about(source) from error
+    except (GuestMemoryError, OSError) as error:
+        raise InitrdError(f"{source}: {error}", "initrd-read") from error
     finally:
         os.close(fd)
     return placement
+
+
+def addr_max(header: SetupHeader | None) -> int:
+    """The highest address that may hold a byte of an initrd."""
+    return header.initrd_addr_max if header else INITRD_ADDR_MAX_WITHOUT_HEADER
 
 
 def _find_place(
@@ -67,24 +75,25 @@ def _find_place(
 ) -> Placement | None:
     if size_bytes == 0:
         return None
-    header = kernel.setup_header
-    addr_max = header.initrd_addr_max if header else INITRD_ADDR_MAX_WITHOUT_HEADER
+    last_gpa = addr_max(kernel.setup_header)
     if below_gpa is not None:
-        addr_max = min(addr_max, below_gpa - 1)
+        last_gpa = min(last_gpa, below_gpa - 1)
     lowest_gpa = align_up(kernel.end_gpa, PAGE_SIZE)
     largest_bytes = 0
     for region in reversed(memory.regions):
-        end_gpa = min(region.end_gpa, addr_max + 1)
+        end_gpa = min(region.end_gpa, last_gpa + 1)
         lowest_here_gpa = max(region.base_gpa, lowest_gpa)
         base_gpa = align_down(end_gpa - size_bytes, PAGE_SIZE)
         if base_gpa >= lowest_here_gpa:
             return Placement(name, base_gpa, size_bytes)
         largest_bytes = max(largest_bytes, end_gpa - lowest_here_gpa)
-    remedy = "give the guest more memory with --mem"
-    if memory.end_gpa > addr_max:
-        remedy = "more memory would not help; use a smaller initrd"
-    raise InitrdError(
+    problem = (
         f"the {name} has {size_bytes} bytes; between the kernel's end at {kernel.end_gpa:#x} and "
-        f"the highest address that it may lie at, {addr_max:#x}, there are at most "
-        f"{largest_bytes} bytes in {format_size(memory.size_bytes)} of guest memory; {remedy}"
+        f"the highest address that it may lie at, {last_gpa:#x}, there are at most "
+        f"{largest_bytes} bytes in {format_size(memory.size_bytes)} of guest memory"
     )
+    if memory.end_gpa > last_gpa:
+        raise InitrdError(
+            f"{problem}; more memory would not help; use a smaller {name}", "initrd-addr-max"
+        )
+    raise InitrdError(f"{problem}; give the guest more memory with --mem", "initrd-room")

@@ -28,7 +28,7 @@ from pyvmm.loader.image import ImageFormat, KernelImage, detect_bytes
 from pyvmm.units import GiB, MiB, align_up, format_size
 
 if TYPE_CHECKING:
-    from pyvmm.loader.bzimage import BzImage, SetupHeader
+    from pyvmm.loader.bzimage import BzImage, KernelInfo, SetupHeader
     from pyvmm.loader.multiboot import MultibootHeader
     from pyvmm.memory import GuestMemory
 
@@ -73,6 +73,8 @@ class LoadedKernel(NamedTuple):
     end_gpa: int
     """The end of all that the kernel touches before it knows its memory map: its BSS, and if it
     decompresses itself the room for that. Nothing else may lie between ``start_gpa`` and here."""
+    kernel_info: KernelInfo | None = None
+    """The bzImage's, as ``setup_header`` is."""
 
 
 def load_kernel(
@@ -102,7 +104,9 @@ def load_kernel(
         limit_bytes = min(memory.size_bytes, MAX_VMLINUX_BYTES)
         vmlinux = _decompress_payload(bz, image, limit_bytes)
         kernel = _place_elf(vmlinux, None, memory)
-        return kernel._replace(format=ImageFormat.BZIMAGE, setup_header=bz.header)
+        return kernel._replace(
+            format=ImageFormat.BZIMAGE, setup_header=bz.header, kernel_info=bz.kernel_info
+        )
     except KernelImageError as error:
         raise error.about(image.name) from error
     except (GuestMemoryError, OSError) as error:
@@ -276,6 +280,7 @@ def _place_bzimage(bz: BzImage, image: KernelImage, memory: GuestMemory) -> Load
         placements=(Placement("protected-mode kernel", load_gpa, bz.kernel_bytes),),
         start_gpa=start_gpa,
         end_gpa=end_gpa,
+        kernel_info=bz.kernel_info,
     )
 
 

@@ -95,14 +95,92 @@ RULES: dict[str, Rule] = {
     "multiboot-info-size": Rule("the information fits into its page", _LAYOUT),
     # PVH
     "pvh-start-info-size": Rule("start_info, modules and memory map fit into their page", _LAYOUT),
-    # bzImage
-    "bzimage-payload-elf": Rule("the payload is an ELF file", _BOOT_RST + "payload_offset"),
-    "bzimage-address-low": Rule("the kernel is at 1 MiB or above", _BOOT_RST + "pref_address"),
+    # bzImage: the setup header
+    "bzimage-magic": Rule('"HdrS" stands at 0x202', _BOOT_RST + "header"),
+    "bzimage-version": Rule("the boot protocol is 2.06 or later", _BOOT_RST + "version"),
+    "bzimage-jump": Rule(
+        "at 0x200 is a short jump forward, whose target ends the header",
+        _BOOT_RST + "jump",
+    ),
+    "bzimage-header-length": Rule(
+        "the header is long enough to say how long a command line may be",
+        _BOOT_RST + "jump, cmdline_size",
+    ),
+    "bzimage-header-truncated": Rule("the file holds the whole of its header", _BOOT_RST + "jump"),
+    "bzimage-boot-flag": Rule("boot_flag is 0xaa55", _BOOT_RST + "boot_flag"),
+    "bzimage-loaded-high": Rule(
+        "the protected-mode kernel is to be loaded above 1 MiB (LOADED_HIGH)",
+        _BOOT_RST + "loadflags",
+    ),
+    "bzimage-setup-data": Rule(
+        "the image does not begin a list of setup_data",
+        _BOOT_RST + "setup_data",
+    ),
+    "bzimage-setup-sects": Rule(
+        "the file holds the whole setup code and something behind it",
+        _BOOT_RST + "setup_sects",
+    ),
+    "bzimage-syssize": Rule("there is a protected-mode kernel", _BOOT_RST + "syssize"),
+    "bzimage-truncated": Rule(
+        "the file holds the whole protected-mode kernel", _BOOT_RST + "syssize"
+    ),
+    "bzimage-xloadflags": Rule(
+        "the 64-bit entry is inside the protected-mode kernel",
+        _BOOT_RST + "xloadflags, XLF_KERNEL_64",
+    ),
+    "bzimage-handover-offset": Rule(
+        "the EFI handover entry is inside the protected-mode kernel",
+        _BOOT_RST + "handover_offset, xloadflags",
+    ),
+    "bzimage-kernel-info-bounds": Rule(
+        "kernel_info is inside the protected-mode kernel",
+        _BOOT_RST + "kernel_info_offset",
+    ),
+    "bzimage-kernel-info-magic": Rule(
+        'kernel_info begins with "LToP"',
+        _BOOT_RST + "Details of the kernel_info Fields, header",
+    ),
+    "bzimage-kernel-info-size": Rule(
+        "kernel_info's sizes fit each other and the kernel",
+        _BOOT_RST + "Details of the kernel_info Fields, size and size_total",
+    ),
+    # bzImage: decompressed on the host
+    "bzimage-no-payload": Rule(
+        "the header says where the compressed kernel is",
+        _BOOT_RST + "payload_offset, payload_length",
+    ),
+    "bzimage-payload-bounds": Rule(
+        "the payload is inside the protected-mode kernel",
+        _BOOT_RST + "payload_offset, payload_length",
+    ),
+    "bzimage-payload-elf": Rule(
+        "the payload is an ELF file when it is decompressed",
+        _BOOT_RST + "payload_offset",
+    ),
+    # bzImage: decompressed in the guest
+    "bzimage-kernel-alignment": Rule(
+        "kernel_alignment is a power of two", _BOOT_RST + "kernel_alignment"
+    ),
+    "bzimage-address-low": Rule(
+        "kernel and runtime address are above the first MiB",
+        _BOOT_RST + "code32_start, pref_address",
+    ),
     "bzimage-address-high": Rule(
-        "the protected-mode kernel is below 4 GiB", _BOOT_RST + "code32_start"
+        "the kernel is below 4 GiB", _BOOT_RST + "code32_start, pref_address"
     ),
     "bzimage-init-size": Rule(
-        "init_size bytes from where it runs are RAM", _BOOT_RST + "init_size"
+        "there is RAM for what the kernel needs to start",
+        _BOOT_RST + "init_size",
+    ),
+    # Initrd
+    "initrd-read": Rule("the whole file can be read", "POSIX, pread()"),
+    "initrd-room": Rule(
+        "there is room in RAM above the kernel",
+        _BOOT_RST + "init_size, ramdisk_image",
+    ),
+    "initrd-addr-max": Rule(
+        "there is room below the highest address that the kernel allows",
+        _BOOT_RST + "initrd_addr_max",
     ),
     # Entering
     "protocol-entry": Rule(

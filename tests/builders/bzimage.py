@@ -34,8 +34,11 @@ FIELDS = {
     "cmdline_size": (0x238, 4),
     "payload_offset": (0x248, 4),
     "payload_length": (0x24C, 4),
+    "setup_data": (0x250, 8),
     "pref_address": (0x258, 8),
     "init_size": (0x260, 4),
+    "handover_offset": (0x264, 4),
+    "kernel_info_offset": (0x268, 4),
 }
 HAVE_LZO = importlib.util.find_spec("lzo") is not None
 COMPRESSIONS = ["gzip", "bzip2", "lzma", "xz", "lz4", "zstd"] + ["lzo"] * HAVE_LZO
@@ -90,17 +93,27 @@ def _lzop(data: bytes) -> bytes:
     return stream + bytes(4)
 
 
-def bzimage(payload: bytes, **fields: int) -> bytes:
+def kernel_info(
+    *, magic: bytes = b"LToP", size: int = 16, size_total: int = 16, setup_type_max: int = 9
+) -> bytes:
+    """``kernel_info`` (boot.rst, "Details of the kernel_info Fields")."""
+    return magic + struct.pack("<III", size, size_total, setup_type_max)
+
+
+def bzimage(payload: bytes, info: bytes = b"", /, **fields: int) -> bytes:
     """A bzImage of protocol 2.15 for a relocatable 64-bit kernel at 2 MiB with this payload.
 
-    ``fields`` override what the header says, and nothing else.
+    ``info`` is its kernel_info, at the kernel's end. ``fields`` override what the header says, and
+    nothing else.
     """
     kernel = b"\x90" * PAYLOAD_OFFSET + payload
     kernel += bytes(-len(kernel) % 16)
+    kernel_info_offset = len(kernel) if info else 0
+    kernel += info
     setup_sects = fields.get("setup_sects", 3)
     values = {
         "setup_sects": setup_sects,
-        "syssize": len(kernel) // 16,
+        "syssize": -(-len(kernel) // 16),
         "boot_flag": 0xAA55,
         "jump": 0x6AEB,
         "header": int.from_bytes(b"HdrS", "little"),
@@ -117,6 +130,7 @@ def bzimage(payload: bytes, **fields: int) -> bytes:
         "payload_length": len(payload),
         "pref_address": 0x20_0000,
         "init_size": 0x30_0000,
+        "kernel_info_offset": kernel_info_offset,
         **fields,
     }
     setup = bytearray(512 * ((setup_sects or 4) + 1))

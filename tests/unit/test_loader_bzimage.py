@@ -40,13 +40,19 @@ def in_guest(memory: GuestMemory, image: bytes) -> LoadedKernel:
     return load_kernel(KernelImage.from_bytes(image, "image"), memory, decompress=Decompress.GUEST)
 
 
-def refusal(memory: GuestMemory, image: bytes, decompress: Decompress = Decompress.HOST) -> str:
+def error(
+    memory: GuestMemory, image: bytes, decompress: Decompress = Decompress.HOST
+) -> KernelImageError:
     with pytest.raises(KernelImageError) as caught:
         load_kernel(KernelImage.from_bytes(image, "image"), memory, decompress=decompress)
     message = str(caught.value)
     assert message.startswith("image: ")
     assert "\n" not in message
-    return message
+    return caught.value
+
+
+def refusal(memory: GuestMemory, image: bytes, decompress: Decompress = Decompress.HOST) -> str:
+    return str(error(memory, image, decompress))
 
 
 # The header
@@ -66,7 +72,7 @@ def test_setup_header_has_the_layout_of_bootparam_h() -> None:
     for offset in range(0x1F1, 0x1F1 + size):
         if offset not in keep:
             image[offset] = offset & 0xFF
-    header = bzimage.parse(memoryview(image)).header
+    header = bzimage.read_header(memoryview(image))
     assert header.raw == image[0x1F1 : 0x1F1 + size]
     for name, offset, width in zip(names, offsets, sizes, strict=True):
         expected = int.from_bytes(image[0x1F1 + offset : 0x1F1 + offset + width], "little")
@@ -132,10 +138,18 @@ def test_zimage_is_refused(memory: GuestMemory) -> None:
     assert "is a zImage" in refusal(memory, bz.bzimage(PAYLOAD, loadflags=0))
 
 
-@pytest.mark.parametrize("jump", [0x6AE9, 0x39EB, 0x80EB, 0x00EB])
-def test_jump_that_does_not_end_the_header_is_refused(memory: GuestMemory, jump: int) -> None:
+@pytest.mark.parametrize("jump", [0x6AE9, 0x80EB])
+def test_jump_that_is_none_forward_is_refused(memory: GuestMemory, jump: int) -> None:
     message = refusal(memory, bz.bzimage(PAYLOAD, jump=jump))
     assert f"has the bytes {jump & 0xFF:02x} {jump >> 8:02x} at 0x200" in message
+
+
+@pytest.mark.parametrize(("jump", "end"), [(0x39EB, 0x23B), (0x00EB, 0x202)])
+def test_header_that_ends_before_cmdline_size_is_refused(
+    memory: GuestMemory, jump: int, end: int
+) -> None:
+    message = refusal(memory, bz.bzimage(PAYLOAD, jump=jump))
+    assert f"has a setup header that ends at {end:#x}" in message
 
 
 @pytest.mark.parametrize("length", [0x206, 0x207, 0x208, 0x23C, 0x26B])
@@ -164,7 +178,7 @@ def test_last_paragraph_may_be_incomplete(memory: GuestMemory) -> None:
 
 
 def test_syssize_0_is_refused(memory: GuestMemory) -> None:
-    assert "and 0 of kernel" in refusal(memory, bz.bzimage(PAYLOAD, syssize=0))
+    assert "has syssize 0" in refusal(memory, bz.bzimage(PAYLOAD, syssize=0))
 
 
 def test_signature_behind_the_kernel_is_ignored(memory: GuestMemory) -> None:
@@ -304,8 +318,13 @@ def test_kernel_without_xlf_kernel_64_has_no_64_bit_entry(
     assert kernel.linux32_entry_gpa == 0x20_0000
 
 
-def test_kernel_that_ends_before_its_64_bit_entry_has_none(memory: GuestMemory) -> None:
-    image = bz.bzimage(PAYLOAD, syssize=0x200 // 16)
+def test_kernel_must_reach_to_its_64_bit_entry(memory: GuestMemory) -> None:
+    message = refusal(memory, bz.bzimage(PAYLOAD, syssize=0x200 // 16), Decompress.GUEST)
+    assert "64-bit entry at 0x200 (XLF_KERNEL_64)" in message
+    assert "has 0x200 bytes" in message
+    image = bz.bzimage(PAYLOAD, syssize=0x210 // 16)
+    assert in_guest(memory, image).linux64_entry_gpa == 0x20_0200
+    image = bz.bzimage(PAYLOAD, syssize=0x200 // 16, xloadflags=0)
     assert in_guest(memory, image).linux64_entry_gpa is None
 
 
@@ -345,3 +364,109 @@ def test_kernel_above_4_gib_is_refused() -> None:
     image = bz.bzimage(PAYLOAD, pref_address=4 * GiB)
     with GuestMemory.create(4 * GiB, huge_pages=HugePages.NEVER) as memory:
         assert "below 4 GiB" in refusal(memory, image, Decompress.GUEST)
+
+
+# kernel_info, handover, setup_data
+
+
+def test_kernel_info_is_read(memory: GuestMemory) -> None:
+    image = bz.bzimage(
+        PAYLOAD, bz.kernel_info(size_total=24, setup_type_max=0x8000_0009) + b"info" * 2
+    )
+    for kernel in (on_host(memory, image), in_guest(memory, image)):
+        assert kernel.kernel_info == (b"LToP", 16, 24, 0x8000_0009)
+
+
+def test_kernel_before_2_15_has_no_kernel_info(memory: GuestMemory) -> None:
+    image = bz.bzimage(PAYLOAD, bz.kernel_info(), version=0x020D)
+    assert on_host(memory, image).kernel_info is None
+
+
+@pytest.mark.parametrize(("xloadflags", "last"), [(0b00101, 0), (0b01001, 0x200), (0b01101, 0x200)])
+def test_handover_entry_must_be_in_the_kernel(
+    memory: GuestMemory, xloadflags: int, last: int
+) -> None:
+    kernel_bytes = len(bz.bzimage(PAYLOAD)) - KERNEL_OFFSET
+    end = kernel_bytes - last
+    in_guest(memory, bz.bzimage(PAYLOAD, xloadflags=xloadflags, handover_offset=end - 1))
+    message = refusal(memory, bz.bzimage(PAYLOAD, xloadflags=xloadflags, handover_offset=end))
+    assert f"EFI handover entry is at {kernel_bytes:#x}" in message
+
+
+def test_handover_offset_without_a_handover_entry_is_not_looked_at(memory: GuestMemory) -> None:
+    image = bz.bzimage(PAYLOAD, xloadflags=1, handover_offset=0xFFFF_FFFF)
+    assert on_host(memory, image).linux64_entry_gpa == 0x20_0100
+
+
+# Each fault by its rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "image", "decompress"),
+    [
+        ("bzimage-version", bz.bzimage(PAYLOAD, version=0x0205), Decompress.HOST),
+        ("bzimage-jump", bz.bzimage(PAYLOAD, jump=0x6AE9), Decompress.HOST),
+        ("bzimage-header-length", bz.bzimage(PAYLOAD, jump=0x39EB), Decompress.HOST),
+        ("bzimage-header-truncated", bz.bzimage(PAYLOAD)[:0x26B], Decompress.HOST),
+        ("bzimage-boot-flag", bz.bzimage(PAYLOAD, boot_flag=0), Decompress.HOST),
+        ("bzimage-loaded-high", bz.bzimage(PAYLOAD, loadflags=0xFE), Decompress.HOST),
+        ("bzimage-setup-data", bz.bzimage(PAYLOAD, setup_data=1), Decompress.HOST),
+        ("bzimage-setup-sects", bz.bzimage(PAYLOAD)[:KERNEL_OFFSET], Decompress.HOST),
+        ("bzimage-syssize", bz.bzimage(PAYLOAD, syssize=0), Decompress.HOST),
+        ("bzimage-truncated", bz.bzimage(PAYLOAD)[:-16], Decompress.HOST),
+        ("bzimage-xloadflags", bz.bzimage(PAYLOAD, syssize=1), Decompress.HOST),
+        (
+            "bzimage-handover-offset",
+            bz.bzimage(PAYLOAD, handover_offset=0x1000_0000),
+            Decompress.HOST,
+        ),
+        (
+            "bzimage-kernel-info-bounds",
+            bz.bzimage(PAYLOAD, bz.kernel_info()[:15]),
+            Decompress.HOST,
+        ),
+        (
+            "bzimage-kernel-info-magic",
+            bz.bzimage(PAYLOAD, bz.kernel_info(magic=b"PoTL")),
+            Decompress.HOST,
+        ),
+        (
+            "bzimage-kernel-info-size",
+            bz.bzimage(PAYLOAD, bz.kernel_info(size=12)),
+            Decompress.HOST,
+        ),
+        (
+            "bzimage-kernel-info-size",
+            bz.bzimage(PAYLOAD, bz.kernel_info(size=20, size_total=16) + bytes(16)),
+            Decompress.HOST,
+        ),
+        (
+            "bzimage-kernel-info-size",
+            bz.bzimage(PAYLOAD, bz.kernel_info(size_total=17)),
+            Decompress.HOST,
+        ),
+        ("bzimage-no-payload", bz.bzimage(PAYLOAD, payload_offset=0), Decompress.HOST),
+        ("bzimage-payload-bounds", bz.bzimage(PAYLOAD, payload_length=1 << 31), Decompress.HOST),
+        ("bzimage-payload-elf", bz.bzimage(bz.compress("gzip", b"MZ" * 9)), Decompress.HOST),
+        ("bzimage-kernel-alignment", bz.bzimage(PAYLOAD, kernel_alignment=3), Decompress.GUEST),
+        (
+            "bzimage-address-low",
+            bz.bzimage(PAYLOAD, relocatable_kernel=0, code32_start=0x1_0000),
+            Decompress.GUEST,
+        ),
+        ("bzimage-address-high", bz.bzimage(PAYLOAD, pref_address=1 << 32), Decompress.GUEST),
+        ("bzimage-init-size", bz.bzimage(PAYLOAD, init_size=14 * MiB + 1), Decompress.GUEST),
+    ],
+)
+def test_fault_is_told_by_its_rule(
+    memory: GuestMemory, rule: str, image: bytes, decompress: Decompress
+) -> None:
+    assert error(memory, image, decompress).rule == rule
+
+
+def test_file_without_the_magic_is_told_by_its_rule() -> None:
+    # What the format is has been asked before; parse() may be called without.
+    for data in (bz.bzimage(PAYLOAD, header=0), b""):
+        with pytest.raises(KernelImageError) as caught:
+            bzimage.parse(memoryview(data))
+        assert caught.value.rule == "bzimage-magic"

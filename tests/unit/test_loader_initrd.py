@@ -35,11 +35,15 @@ def load_bzimage(memory: GuestMemory, **fields: int) -> LoadedKernel:
     return load_kernel(KernelImage.from_bytes(image), memory, decompress=Decompress.GUEST)
 
 
-def refusal(source: str | bytes, memory: GuestMemory, kernel: LoadedKernel) -> str:
+def error(source: str | bytes, memory: GuestMemory, kernel: LoadedKernel) -> InitrdError:
     with pytest.raises(InitrdError) as caught:
         place_initrd(source, memory, kernel)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return caught.value
+
+
+def refusal(source: str | bytes, memory: GuestMemory, kernel: LoadedKernel) -> str:
+    return str(error(source, memory, kernel))
 
 
 def test_initrd_lies_at_the_end_of_ram_on_a_page(memory: GuestMemory) -> None:
@@ -145,3 +149,19 @@ def test_initrd_that_is_a_directory(memory: GuestMemory, tmp_path: Path) -> None
 def test_initrd_that_is_a_pipe(memory: GuestMemory, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "initrd")
     assert "is a pipe" in refusal(str(tmp_path / "initrd"), memory, load_elf(memory))
+
+
+def test_each_reason_has_its_rule(memory: GuestMemory, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, 16 * MiB)
+    assert error(str(large), memory, load_elf(memory)).rule == "initrd-room"
+    below = load_bzimage(memory, initrd_addr_max=0x50_0FFF)
+    assert error(bytes(0x1001), memory, below).rule == "initrd-addr-max"
+
+
+def test_initrd_that_is_shorter_than_its_size_is_told(memory: GuestMemory) -> None:
+    # Files of sysfs have a page, and less in it.
+    caught = error("/sys/kernel/uevent_seqnum", memory, load_elf(memory))
+    assert "the file ended" in str(caught)
+    assert caught.rule == "initrd-read"

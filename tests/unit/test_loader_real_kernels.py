@@ -48,7 +48,9 @@ def test_stock_kernel_is_placed_as_pyelftools_reads_it(series: str, tmp_path: Pa
             KernelImage.open(str(tmp_path / "vmlinux")) as extracted,
         ):
             again = load_kernel(extracted, other)
-            assert again == kernel._replace(format=ImageFormat.ELF, setup_header=None)
+            assert again == kernel._replace(
+                format=ImageFormat.ELF, setup_header=None, kernel_info=None
+            )
             size_bytes = kernel.end_gpa - kernel.start_gpa
             assert other.view(kernel.start_gpa, size_bytes) == memory.view(
                 kernel.start_gpa, size_bytes
@@ -79,6 +81,9 @@ def test_stock_kernel_that_decompresses_itself(series: str) -> None:
         # Debian's configuration: CONFIG_PHYSICAL_START=0x1000000, CONFIG_RELOCATABLE.
         assert kernel.linux32_entry_gpa == 0x100_0000
         assert kernel.linux64_entry_gpa == 0x100_0200
+        # kernel_info.S has one number behind the sizes, SETUP_TYPE_MAX: SETUP_INDIRECT and
+        # SETUP_RNG_SEED (Linux 6.0 and later).
+        assert kernel.kernel_info == (b"LToP", 16, 16, 0x8000_0009)
         assert kernel.setup_header is not None
         assert kernel.end_gpa == 0x100_0000 + kernel.setup_header.init_size
         (placement,) = kernel.placements
