@@ -136,7 +136,7 @@ class Board:
         return prepared.plan.entry
 
     def _write(self, blob: Blob) -> None:
-        self.memory.write(blob.gpa, blob.data)
+        blob.write_to(self.memory)
         self._placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
 
     def _set_up_vm(self) -> None:

@@ -69,7 +69,7 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
     placements = [*kernel.placements, cmdline, *([initrd] if initrd else [])]
     placements += [module.placement for module in modules if module.placement is not initrd]
     for blob in plan.blobs:
-        memory.write(blob.gpa, blob.data)
+        blob.write_to(memory)
         placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
     return Prepared(kernel, protocol, entry_gpa, plan, placements)
 

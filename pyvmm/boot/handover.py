@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyvmm.errors import GuestMemoryError
+
 if TYPE_CHECKING:
     from pyvmm.arch.x86_64.registers import EntryState
     from pyvmm.boot.memory_map import MemoryMapEntry
+    from pyvmm.boot.screen_info import ScreenInfo
     from pyvmm.loader.load import LoadedKernel, Placement
+    from pyvmm.memory import GuestMemory
 
 
 class Module(NamedTuple):
@@ -37,6 +41,8 @@ class Handover(NamedTuple):
     """Where ACPI's tables begin; 0 if there are none."""
     rng_seed: bytes = b""
     """Random bytes that the kernel may count on, if the protocol has a way to hand them over."""
+    screen_info: ScreenInfo | None = None
+    """The screen, if there is one."""
 
 
 class Blob(NamedTuple):
@@ -45,6 +51,19 @@ class Blob(NamedTuple):
     name: str
     gpa: int
     data: bytes
+    rule: str = ""
+    """The rule that is broken if there is no RAM for it."""
+
+    def write_to(self, memory: GuestMemory) -> None:
+        """Put it there. Raises GuestMemoryError with its rule unless all of it is RAM."""
+        end_gpa = self.gpa + len(self.data)
+        if not memory.contains(self.gpa, len(self.data)):
+            raise GuestMemoryError(
+                f"{self.name} belongs at {self.gpa:#x}..{end_gpa:#x}, which is not RAM; "
+                "give the guest more memory with --mem",
+                self.rule,
+            )
+        memory.write(self.gpa, self.data)
 
 
 class BootPlan(NamedTuple):

@@ -22,8 +22,7 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     """Enter at ``entry_gpa`` in 32-bit protected mode; EBP, EDI and EBX are zero."""
     entry = registers.protected_mode(entry_gpa, rsi=layout.BOOT_PARAMS_GPA)
     blobs = [
-        Blob("GDT", layout.GDT_GPA, entry.gdt),
-        Blob("boot_params", layout.BOOT_PARAMS_GPA, boot_params.build(handover)),
-        *boot_params.setup_data(handover),
+        Blob("GDT", layout.GDT_GPA, entry.gdt, rule="gdt-ram"),
+        *boot_params.blobs(handover),
     ]
     return BootPlan(blobs, entry)

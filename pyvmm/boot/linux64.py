@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     """Enter at ``entry_gpa`` in 64-bit mode."""
     entry = registers.long_mode(entry_gpa, rsi=layout.BOOT_PARAMS_GPA)
+    page_tables = paging.identity_map(layout.PAGE_TABLES_GPA)
     blobs = [
-        Blob("GDT", layout.GDT_GPA, entry.gdt),
-        Blob("boot_params", layout.BOOT_PARAMS_GPA, boot_params.build(handover)),
-        *boot_params.setup_data(handover),
-        Blob("page tables", layout.PAGE_TABLES_GPA, paging.identity_map(layout.PAGE_TABLES_GPA)),
+        Blob("GDT", layout.GDT_GPA, entry.gdt, rule="gdt-ram"),
+        *boot_params.blobs(handover),
+        Blob("page tables", layout.PAGE_TABLES_GPA, page_tables, rule="page-tables-ram"),
     ]
     return BootPlan(blobs, entry)

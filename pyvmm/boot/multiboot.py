@@ -112,8 +112,8 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     entry = registers.protected_mode(entry_gpa, rax=BOOTLOADER_MAGIC, rbx=layout.START_INFO_GPA)
     return BootPlan(
         [
-            Blob("GDT", layout.GDT_GPA, entry.gdt),
-            Blob("Multiboot information", layout.START_INFO_GPA, page),
+            Blob("GDT", layout.GDT_GPA, entry.gdt, rule="gdt-ram"),
+            Blob("Multiboot information", layout.START_INFO_GPA, page, rule="multiboot-info-ram"),
         ],
         entry,
     )

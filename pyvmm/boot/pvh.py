@@ -81,45 +81,62 @@ class MemmapTableEntry(NamedTuple):
 def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     """Enter at ``entry_gpa`` in 32-bit protected mode with ``start_info`` filled in.
 
-    Raises KernelImageError if all that does not fit into its page.
+    Raises KernelImageError if the page has no room for all of it.
     """
-    memmap = [MemmapTableEntry(*entry) for entry in handover.memory_map]
+    memmap = b"".join(MemmapTableEntry(*entry).pack() for entry in handover.memory_map)
     modlist_gpa = layout.START_INFO_GPA + _START_INFO.size
     memmap_gpa = modlist_gpa + len(handover.modules) * _MODLIST_ENTRY.size
-    strings_gpa = memmap_gpa + len(memmap) * _MEMMAP_ENTRY.size
-    strings = bytearray()
-    modules = []
+    strings_gpa = memmap_gpa + len(memmap)
+    modlist = b""
+    strings = b""
     for placement, _name, cmdline in handover.modules:
         cmdline_gpa = strings_gpa + len(strings) if cmdline else 0
         strings += cmdline + b"\x00" if cmdline else b""
-        modules.append(ModlistEntry(placement.base_gpa, placement.size_bytes, cmdline_gpa))
+        modlist += ModlistEntry(placement.base_gpa, placement.size_bytes, cmdline_gpa).pack()
+    _check_room(handover, memmap_gpa, strings_gpa, strings_gpa + len(strings))
     start_info = StartInfo(
         magic=START_MAGIC,
         version=VERSION_WITH_MEMORY_MAP,
         flags=0,
-        nr_modules=len(modules),
-        modlist_paddr=modlist_gpa if modules else 0,
+        nr_modules=len(handover.modules),
+        modlist_paddr=modlist_gpa if modlist else 0,
         cmdline_paddr=handover.cmdline.base_gpa,
         rsdp_paddr=handover.rsdp_gpa,
         memmap_paddr=memmap_gpa,
-        memmap_entries=len(memmap),
+        memmap_entries=len(handover.memory_map),
     )
-    packed = [start_info.pack()]
-    packed += [module.pack() for module in modules]
-    packed += [entry.pack() for entry in memmap]
-    page = b"".join([*packed, strings])
-    if len(page) > layout.START_INFO_MAX_BYTES:
-        raise KernelImageError(
-            f"the start_info has {len(page)} bytes with {len(modules)} modules and "
-            f"{len(memmap)} ranges of memory; expected at most {layout.START_INFO_MAX_BYTES}; "
-            "give fewer modules, or shorter arguments to them",
-            "pvh-start-info-size",
-        )
     entry = registers.protected_mode(entry_gpa, rbx=layout.START_INFO_GPA)
-    return BootPlan(
-        [
-            Blob("GDT", layout.GDT_GPA, entry.gdt),
-            Blob("start_info", layout.START_INFO_GPA, page),
-        ],
-        entry,
-    )
+    blobs = [
+        Blob("GDT", layout.GDT_GPA, entry.gdt, rule="gdt-ram"),
+        Blob("start_info", layout.START_INFO_GPA, start_info.pack(), rule="pvh-start-info-ram"),
+        Blob("PVH memory map", memmap_gpa, memmap, rule="pvh-memmap-ram"),
+    ]
+    if modlist:
+        blobs.append(Blob("module list", modlist_gpa, modlist, rule="pvh-modlist-ram"))
+    if strings:
+        blobs.append(Blob("module strings", strings_gpa, strings, rule="pvh-strings-ram"))
+    return BootPlan(blobs, entry)
+
+
+def _check_room(handover: Handover, modlist_end: int, memmap_end: int, strings_end: int) -> None:
+    """Each part must end within the page."""
+    end_gpa = layout.START_INFO_GPA + layout.START_INFO_MAX_BYTES
+    modules, ranges = len(handover.modules), len(handover.memory_map)
+    if modlist_end > end_gpa:
+        raise KernelImageError(
+            f"is to be given {modules} modules; the page of start_info ends "
+            f"{modlist_end - end_gpa} bytes before the list of them does; give fewer",
+            "pvh-modlist-room",
+        )
+    if memmap_end > end_gpa:
+        raise KernelImageError(
+            f"is to be given a memory map of {ranges} entries beside {modules} modules; the page "
+            f"of start_info ends {memmap_end - end_gpa} bytes before it does; give fewer modules",
+            "pvh-memmap-room",
+        )
+    if strings_end > end_gpa:
+        raise KernelImageError(
+            f"is to be given {modules} modules with arguments; the page of start_info ends "
+            f"{strings_end - end_gpa} bytes before these do; give shorter ones, or fewer modules",
+            "pvh-strings-room",
+        )

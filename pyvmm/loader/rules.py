@@ -92,9 +92,8 @@ RULES: dict[str, Rule] = {
         _LAYOUT,
     ),
     "multiboot-ram": Rule("all that is loaded is in guest RAM", _MEMORY),
+    "multiboot-info-ram": Rule("there is RAM for the information", _MEMORY),
     "multiboot-info-size": Rule("the information fits into its page", _LAYOUT),
-    # PVH
-    "pvh-start-info-size": Rule("start_info, modules and memory map fit into their page", _LAYOUT),
     # bzImage: the setup header
     "bzimage-magic": Rule('"HdrS" stands at 0x202', _BOOT_RST + "header"),
     "bzimage-version": Rule("the boot protocol is 2.06 or later", _BOOT_RST + "version"),
@@ -172,6 +171,33 @@ RULES: dict[str, Rule] = {
         "there is RAM for what the kernel needs to start",
         _BOOT_RST + "init_size",
     ),
+    # Boot parameters
+    "gdt-ram": Rule("there is RAM for the GDT", "SDM 3A 3.5.1"),
+    "page-tables-ram": Rule("there is RAM for the page tables", "SDM 3A 4.5"),
+    "boot-params-ram": Rule("there is RAM for boot_params", "Documentation/arch/x86/zero-page.rst"),
+    "boot-params-header": Rule(
+        "the setup header fits in boot_params", _BOOT_RST + "The kernel_info"
+    ),
+    "boot-params-e820-entries": Rule(
+        "the memory map fits in boot_params", "Documentation/arch/x86/zero-page.rst, e820_table"
+    ),
+    "setup-data-ram": Rule("there is RAM for the list of setup_data", _BOOT_RST + "setup_data"),
+    "setup-data-room": Rule("the list of setup_data ends before the command line", _LAYOUT),
+    "pvh-start-info-ram": Rule(
+        "there is RAM for start_info", "Xen, public/arch-x86/hvm/start_info.h"
+    ),
+    "pvh-modlist-ram": Rule(
+        "there is RAM for the module list", "Xen, public/arch-x86/hvm/start_info.h"
+    ),
+    "pvh-memmap-ram": Rule(
+        "there is RAM for the memory map", "Xen, public/arch-x86/hvm/start_info.h"
+    ),
+    "pvh-modlist-room": Rule("the modules fit in the page of start_info", _LAYOUT),
+    "pvh-strings-ram": Rule(
+        "there is RAM for the modules' command lines", "Xen, public/arch-x86/hvm/start_info.h"
+    ),
+    "pvh-strings-room": Rule("the modules' command lines fit in the page of start_info", _LAYOUT),
+    "pvh-memmap-room": Rule("the memory map fits in the page of start_info", _LAYOUT),
     # Initrd
     "initrd-read": Rule("the whole file can be read", "POSIX, pread()"),
     "initrd-room": Rule(

@@ -14,15 +14,21 @@ ERRORS = {"KernelImageError", "InitrdError", "CmdlineError", "GuestMemoryError"}
 
 
 def raised_rules() -> Iterator[tuple[str, str]]:
-    """Where each error with a rule is made, and the rule: a second argument that is a literal."""
+    """Where each error with a rule is made, and the rule.
+
+    It is an error's second argument, or what another call is given as ``rule``; a literal.
+    """
     root = Path(pyvmm.__file__).parent
     for path in sorted(root.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or len(node.args) < 2:
+            if not isinstance(node, ast.Call):
                 continue
-            name, rule = node.func, node.args[1]
-            if isinstance(name, ast.Name) and name.id in ERRORS and isinstance(rule, ast.Constant):
-                yield f"{path.relative_to(root)}:{node.lineno}", str(rule.value)
+            given = [keyword.value for keyword in node.keywords if keyword.arg == "rule"]
+            if isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+                given += node.args[1:2]
+            for rule in given:
+                if isinstance(rule, ast.Constant):
+                    yield f"{path.relative_to(root)}:{node.lineno}", str(rule.value)
 
 
 def test_rules_raised_are_all_in_the_table() -> None:
