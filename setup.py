@@ -33,6 +33,9 @@ class BuildWithEmbeddedKernel(build_py):  # type: ignore[misc, unused-ignore]
 
 
 setup(
-    cffi_modules=["kvm_bindings/ffi_build.py:ffibuilder"],
+    cffi_modules=[
+        "kvm_bindings/ffi_build.py:ffibuilder",
+        "pyvmm/loader/relocate_build.py:ffibuilder",
+    ],
     cmdclass={"build_py": BuildWithEmbeddedKernel},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.arch.x86_64 import layout
 from pyvmm.boot import Protocol
@@ -10,6 +10,9 @@ from pyvmm.errors import ConfigError
 from pyvmm.loader.load import Decompress
 from pyvmm.memory import Backing, HugePages
 from pyvmm.units import PAGE_SIZE, GiB, MiB, align_down, format_size
+
+if TYPE_CHECKING:
+    from pyvmm.loader.kaslr import Kaslr
 
 DEFAULT_MEMORY_BYTES = 512 * MiB
 MAXIMUM_CPUS = 32
@@ -39,6 +42,9 @@ class MachineConfig(NamedTuple):
     huge_pages: HugePages = HugePages.TRANSPARENT
     reboot: bool = True
     """Whether a guest that resets itself starts again; if not, that ends the run."""
+    kaslr: Kaslr | None = None
+    """Where the kernel is to be moved to, anew at each reset; None: it stays where it was linked
+    to. A bzImage that decompresses itself moves itself."""
 
     def check(self) -> None:
         """Raise ConfigError, saying what is wrong, if the values do not make a machine."""
@@ -75,6 +81,25 @@ class MachineConfig(NamedTuple):
             raise ConfigError(
                 "--protocol pvh enters the vmlinux inside a bzImage; "
                 "it cannot go with --decompress guest"
+            )
+        if self.kaslr is not None:
+            self._check_kaslr()
+
+    def _check_kaslr(self) -> None:
+        if self.decompress_where is Decompress.GUEST:
+            raise ConfigError(
+                "--kaslr moves a kernel that is decompressed on the host; one that decompresses "
+                "itself moves itself; leave out --kaslr, or --decompress guest and --protocol "
+                "linux32"
+            )
+        if self.protocol is Protocol.PVH:
+            raise ConfigError(
+                "--kaslr cannot go with --protocol pvh, which has no way to tell a kernel that it "
+                "was moved; expected --protocol linux64 or none"
+            )
+        if "nokaslr" in self.cmdline.split():
+            raise ConfigError(
+                "--kaslr was given, and nokaslr on the kernel's command line; leave out one"
             )
 
     @property

@@ -17,7 +17,7 @@ from pyvmm.boot.handover import Handover, Module
 from pyvmm.boot.memory_map import memory_map
 from pyvmm.errors import ConfigError
 from pyvmm.loader.cmdline import place_cmdline
-from pyvmm.loader.initrd import place_initrd
+from pyvmm.loader.initrd import initrd_size, place_initrd
 from pyvmm.loader.load import Placement, load_kernel
 
 if TYPE_CHECKING:
@@ -48,7 +48,13 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
     Raises KernelImageError, InitrdError or CmdlineError if what the user gave cannot be booted as
     ``config`` has it, HostError if there is no memory to decompress it in.
     """
-    kernel = load_kernel(image, memory, decompress=config.decompress_where)
+    kernel = load_kernel(
+        image,
+        memory,
+        decompress=config.decompress_where,
+        kaslr=config.kaslr,
+        initrd_bytes=initrd_size(config.initrd) if config.kaslr else 0,
+    )
     protocol, entry_gpa = boot.choose(config.protocol, kernel)
     text = config.cmdline
     if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front

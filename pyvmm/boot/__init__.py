@@ -61,6 +61,8 @@ def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
 
 def _why_not(protocol: Protocol, kernel: LoadedKernel) -> str:
     if protocol is Protocol.PVH:
+        if kernel.move is not None:
+            return "PVH has no way to tell a kernel that it was moved (--kaslr)"
         if kernel.pvh_problem:
             return f"its PVH note cannot be used ({kernel.pvh_problem})"
         if kernel.linux32_entry_gpa is not None:

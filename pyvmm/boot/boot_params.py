@@ -72,6 +72,7 @@ TYPE_OF_LOADER_UNDEFINED = 0xFF
 """No id of our own is registered. 0 would mean a loader too old to have passed an initrd."""
 
 LOADED_HIGH = 1 << 0
+KASLR_FLAG = 1 << 1
 QUIET_FLAG = 1 << 5
 KEEP_SEGMENTS = 1 << 6
 CAN_USE_HEAP = 1 << 7
@@ -153,6 +154,8 @@ def build(handover: Handover) -> bytes:
         page[SCREEN_INFO.offset : SCREEN_INFO.offset + SCREEN_INFO.size] = (
             handover.screen_info.pack()
         )
+    if handover.kernel.move is not None:
+        put(LOADFLAGS, page[LOADFLAGS.offset] | KASLR_FLAG)
     put(TYPE_OF_LOADER, TYPE_OF_LOADER_UNDEFINED)
     put(CMD_LINE_PTR, handover.cmdline.base_gpa & 0xFFFF_FFFF)
     put(EXT_CMD_LINE_PTR, handover.cmdline.base_gpa >> 32)

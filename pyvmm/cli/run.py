@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
+    from pyvmm.loader.kaslr import Kaslr
+
 HELP = "boot a kernel, its serial console on this terminal"
 
 _EPILOG = """\
@@ -89,6 +91,13 @@ def configure(parser: ArgumentParser) -> None:
         "--decompress",
         choices=("host", "guest"),
         help="who decompresses a bzImage (default: the host, except for linux32)",
+    )
+    add(
+        "--kaslr",
+        nargs="?",
+        const="",
+        metavar="PHYSICAL:VIRTUAL",
+        help="move the kernel to random addresses, or to these",
     )
     add(
         "--timeout",
@@ -194,7 +203,22 @@ def _config(args: Namespace) -> MachineConfig:
         backing=Backing(args.backing),
         huge_pages=HugePages(args.huge_pages),
         reboot=not args.no_reboot,
+        kaslr=None if args.kaslr is None else _kaslr(args.kaslr),
     )
+
+
+def _kaslr(text: str) -> Kaslr:
+    """What --kaslr asks for: nothing, or PHYSICAL:VIRTUAL, of which either may be left out."""
+    from pyvmm.loader.kaslr import Kaslr  # only here: few boots need it
+
+    physical, _, virtual = text.partition(":")
+    try:
+        return Kaslr(int(physical, 0) if physical else None, int(virtual, 0) if virtual else None)
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is no pair of addresses; expected --kaslr without a value, or with one such "
+            "as 0x20000000:0xffffffffa0000000"
+        ) from None
 
 
 def _kernel_path(kernel: str | None) -> str:
@@ -268,6 +292,12 @@ def _describe(machine: Machine) -> None:
     """What lies where in the guest, and how it is entered."""
     tell(f"pyvmm: {machine.config.kernel}: {machine.kernel.format.value}, "
              f"entered by {machine.protocol.value} at {machine.entry_gpa:#x}")  # fmt: skip
+    move = machine.kernel.move
+    if move is not None:
+        tell(
+            f"pyvmm: moved to physical {move.physical_base:#x}, virtual {move.virtual_base:#x} "
+            f"(Kernel Offset: {move.virtual_offset:#x})"
+        )
     for name, gpa, size_bytes in machine.placements():
         tell(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
 

@@ -5,6 +5,7 @@
     elf.py         vmlinux: ELF64, its loadable segments and its PVH note
     bzimage.py     bzImage: the setup header, and the rules that it states
     decompress.py  the seven compressions that a bzImage's payload comes in
+    kaslr.py       moving a kernel to random addresses; its loops are in relocate.c
     initrd.py      the initial RAM disk, as high as the kernel allows
     cmdline.py     the command line
     files.py       opening what the user named

@@ -65,6 +65,17 @@ def place_initrd(
     return placement
 
 
+def initrd_size(source: str | bytes | None) -> int:
+    """How large ``source`` is: what ``place_initrd`` will need. Raises InitrdError likewise."""
+    if source is None:
+        return 0
+    if isinstance(source, bytes):
+        return len(source)
+    fd, size_bytes = open_regular(source, "an initrd", InitrdError)
+    os.close(fd)
+    return size_bytes
+
+
 def addr_max(header: SetupHeader | None) -> int:
     """The highest address that may hold a byte of an initrd."""
     return header.initrd_addr_max if header else INITRD_ADDR_MAX_WITHOUT_HEADER

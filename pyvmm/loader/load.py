@@ -29,6 +29,7 @@ from pyvmm.units import GiB, MiB, align_up, format_size
 
 if TYPE_CHECKING:
     from pyvmm.loader.bzimage import BzImage, KernelInfo, SetupHeader
+    from pyvmm.loader.kaslr import Kaslr, Move
     from pyvmm.loader.multiboot import MultibootHeader
     from pyvmm.memory import GuestMemory
 
@@ -75,6 +76,8 @@ class LoadedKernel(NamedTuple):
     decompresses itself the room for that. Nothing else may lie between ``start_gpa`` and here."""
     kernel_info: KernelInfo | None = None
     """The bzImage's, as ``setup_header`` is."""
+    move: Move | None = None
+    """Where KASLR took it; None if it is where it was linked to."""
 
 
 def load_kernel(
@@ -83,17 +86,24 @@ def load_kernel(
     *,
     decompress: Decompress = Decompress.HOST,
     relocate_by: int = 0,
+    kaslr: Kaslr | None = None,
+    initrd_bytes: int = 0,
 ) -> LoadedKernel:
     """Place the kernel in ``image`` in ``memory``.
 
     ``relocate_by`` bytes above where it was linked to, if it is an ELF; it must be a kernel that
     can bear that. By PVH it can be entered then only if its notes say so.
 
+    Or where ``kaslr`` says, its relocations applied, with room above for an initrd of
+    ``initrd_bytes``.
+
     Raises KernelImageError, with the image's name in front, if it cannot be loaded; ``memory``
     may have been written to then. Raises HostError if there is no memory to decompress it in.
     """
     try:
         image_format = detect_bytes(image.data)
+        if kaslr is not None and image_format is not ImageFormat.BZIMAGE:
+            return _place_moved(image.data, memory, kaslr, None, initrd_bytes)
         if image_format is ImageFormat.ELF:
             return _place_elf(image.data, image.fd, memory, relocate_by=relocate_by)
         if image_format is ImageFormat.MULTIBOOT:
@@ -103,7 +113,10 @@ def load_kernel(
             return _place_bzimage(bz, image, memory)
         limit_bytes = min(memory.size_bytes, MAX_VMLINUX_BYTES)
         vmlinux = _decompress_payload(bz, image, limit_bytes)
-        kernel = _place_elf(vmlinux, None, memory)
+        if kaslr is not None:
+            kernel = _place_moved(vmlinux, memory, kaslr, bz.header, initrd_bytes)
+        else:
+            kernel = _place_elf(vmlinux, None, memory)
         return kernel._replace(
             format=ImageFormat.BZIMAGE, setup_header=bz.header, kernel_info=bz.kernel_info
         )
@@ -185,6 +198,32 @@ def _place_elf(
         placements=tuple(placements),
         start_gpa=start_gpa,
         end_gpa=end_gpa,
+    )
+
+
+def _place_moved(
+    data: memoryview,
+    memory: GuestMemory,
+    wanted: Kaslr,
+    setup_header: SetupHeader | None,
+    initrd_bytes: int,
+) -> LoadedKernel:
+    """Place the ELF in ``data`` elsewhere than it was linked to, and have it fit there.
+
+    It has no other entry than linux64 then: a kernel that comes in by PVH or Multiboot cannot be
+    told that it was moved.
+    """
+    from pyvmm.loader import kaslr
+
+    segments = elf.parse(data).segments
+    relocations = kaslr.read_relocations(data, segments)
+    move = kaslr.choose(wanted, segments, setup_header, memory, initrd_bytes)
+    relocate_by = move.physical_base - segments[0].p_paddr
+    kernel = _place_elf(data, None, memory, relocate_by=relocate_by)
+    placed = memory.view(kernel.start_gpa, kernel.end_gpa - kernel.start_gpa)
+    kaslr.apply_relocations(placed, segments[0].p_vaddr, relocations, move.virtual_offset)
+    return kernel._replace(
+        pvh_entry_gpa=None, pvh_problem=None, multiboot_entry_gpa=None, move=move
     )
 
 

@@ -171,6 +171,43 @@ RULES: dict[str, Rule] = {
         "there is RAM for what the kernel needs to start",
         _BOOT_RST + "init_size",
     ),
+    # KASLR
+    "kaslr-no-relocations": Rule(
+        "there are relocations behind the ELF file",
+        "Linux 6.12, arch/x86/boot/compressed/misc.c, handle_relocations()",
+    ),
+    "kaslr-table-size": Rule(
+        "the relocations are 32-bit numbers",
+        "Linux 6.12, arch/x86/boot/compressed/misc.c, handle_relocations()",
+    ),
+    "kaslr-table-lists": Rule(
+        "they are two or three lists, with a zero before each",
+        "Linux 6.12, arch/x86/boot/compressed/misc.c, handle_relocations()",
+    ),
+    "kaslr-relocation-bounds": Rule(
+        "each relocation is inside the kernel",
+        "Linux 6.12, arch/x86/boot/compressed/misc.c, handle_relocations()",
+    ),
+    "kaslr-link-address": Rule(
+        "the kernel is linked to __START_KERNEL_map and its physical address",
+        "Linux 6.12, arch/x86/kernel/vmlinux.lds.S",
+    ),
+    "kaslr-kernel-alignment": Rule(
+        "kernel_alignment is a power of two, 2 MiB or more",
+        "Linux 6.12, arch/x86/include/asm/boot.h, MIN_KERNEL_ALIGN",
+    ),
+    "kaslr-physical-room": Rule(
+        "there is RAM to move the kernel in",
+        "Linux 6.12, arch/x86/boot/compressed/kaslr.c, find_random_phys_addr()",
+    ),
+    "kaslr-virtual-room": Rule(
+        "there are addresses to move the kernel in",
+        "Linux 6.12, arch/x86/boot/compressed/kaslr.c, find_random_virt_addr()",
+    ),
+    "kaslr-base": Rule(
+        "a base that was asked for is one that could be chosen by chance",
+        "Linux 6.12, arch/x86/boot/compressed/kaslr.c",
+    ),
     # Boot parameters
     "gdt-ram": Rule("there is RAM for the GDT", "SDM 3A 3.5.1"),
     "page-tables-ram": Rule("there is RAM for the page tables", "SDM 3A 4.5"),

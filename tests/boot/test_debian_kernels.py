@@ -75,6 +75,14 @@ def test_debian_kernel_goes_on_until_kvm_cannot(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("series", ["6.1", "6.12"])
+def test_debian_kernel_that_was_moved_prints_its_banner(series: str) -> None:
+    arguments = ["--kernel", debian_vmlinuz(series), "--kaslr", "-v", *ARGUMENTS]
+    with running("run", *arguments) as guest:
+        guest.wait_for(b"\r\n[    0.000000] Command line: " + CMDLINE.encode(), LIMIT_S)
+    assert is_banner(guest.output, series)
+
+
 def is_banner(output: bytes, series: str) -> bool:
     """Whether ``output`` begins as this kernel's does, with nothing before it."""
     return output.startswith(f"[    0.000000] Linux version {series}.".encode())

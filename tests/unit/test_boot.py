@@ -29,7 +29,7 @@ INITRD = Placement("initrd", 0x0123_4000, 0x5678)
 
 def handover(*, initrd: Placement | None = None, **kernel: Any) -> Handover:
     entries = ("linux64_entry_gpa", "linux32_entry_gpa", "pvh_entry_gpa", "multiboot_entry_gpa")
-    others = ("setup_header", "kernel_info", "pvh_problem")
+    others = ("setup_header", "kernel_info", "move", "pvh_problem")
     fields = {**dict.fromkeys(entries + others), **kernel}
     loaded: Any = SimpleNamespace(**fields)
     with GuestMemory.create(5 * GiB, huge_pages=HugePages.NEVER) as memory:
@@ -86,12 +86,12 @@ def test_boot_params_fields_stand_where_the_header_says() -> None:
     wanted = [f"offsetof({struct_name}, {name})" for name in FIELDS]
     wanted += [f"sizeof((({struct_name} *)0)->{name})" for name in FIELDS]
     wanted += [f"sizeof({struct_name})", f"offsetof({struct_name}, hdr)", "LOADED_HIGH"]
-    wanted += ["QUIET_FLAG", "KEEP_SEGMENTS", "CAN_USE_HEAP"]
+    wanted += ["KASLR_FLAG", "QUIET_FLAG", "KEEP_SEGMENTS", "CAN_USE_HEAP"]
     wanted += ["E820_MAX_ENTRIES_ZEROPAGE", "(unsigned)SETUP_INDIRECT"]
     ours = [field.offset for field in FIELDS.values()]
     ours += [field.size for field in FIELDS.values()]
     ours += [boot_params.SIZE_BYTES, boot_params.SETUP_HEADER.offset, boot_params.LOADED_HIGH]
-    ours += [boot_params.QUIET_FLAG, boot_params.KEEP_SEGMENTS]
+    ours += [boot_params.KASLR_FLAG, boot_params.QUIET_FLAG, boot_params.KEEP_SEGMENTS]
     ours += [boot_params.CAN_USE_HEAP, boot_params.E820_MAX_ENTRIES, boot_params.SETUP_INDIRECT]
     assert evaluate(["linux/types.h", "asm/bootparam.h"], wanted) == ours
 
@@ -196,6 +196,14 @@ def test_kernel_gets_no_setup_data_that_it_does_not_know(
     given = handover(linux64_entry_gpa=1, kernel_info=info)
     assert bool(boot_params.setup_data(given)) is expected
     assert struct.unpack_from("<Q", boot_params.build(given), 0x250) == (0x1_0000 * expected,)
+
+
+def test_boot_params_tells_a_moved_kernel_so() -> None:
+    for header in (None, SimpleNamespace(raw=bytes(0x20) + b"\x01" + bytes(0x56))):
+        still = handover(linux64_entry_gpa=1, setup_header=header)
+        moved = handover(linux64_entry_gpa=1, setup_header=header, move=(0, 0, 0))
+        assert boot_params.build(still)[0x211] == 0x01
+        assert boot_params.build(moved)[0x211] == 0x03  # boot.rst: bit 1, KASLR_FLAG
 
 
 def test_boot_params_takes_128_e820_entries_and_no_more() -> None:
@@ -459,6 +467,7 @@ def test_choose_takes(
             "cannot be used .too short",
         ),
         (Protocol.PVH, {"linux32_entry_gpa": 1}, "--decompress host"),
+        (Protocol.PVH, {"linux64_entry_gpa": 1, "move": (0, 0, 0)}, "it was moved .--kaslr"),
         (Protocol.LINUX32, {"linux64_entry_gpa": 1}, "--decompress guest"),
         (Protocol.LINUX64, {"linux32_entry_gpa": 1}, "not a 64-bit kernel"),
         (Protocol.AUTO, {}, "no entry at all"),

@@ -9,6 +9,7 @@ import pytest
 from pyvmm.boot import Protocol
 from pyvmm.config import MachineConfig
 from pyvmm.errors import ConfigError
+from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress
 from pyvmm.memory import HugePages
 from pyvmm.units import MiB
@@ -33,11 +34,19 @@ def test_defaults_make_a_machine() -> None:
         ),
         ({"protocol": Protocol.LINUX32, "decompress": Decompress.HOST}, "--decompress host"),
         ({"protocol": Protocol.PVH, "decompress": Decompress.GUEST}, "--decompress guest"),
+        ({"kaslr": Kaslr(), "decompress": Decompress.GUEST}, "one that decompresses itself moves"),
+        ({"kaslr": Kaslr(), "protocol": Protocol.LINUX32}, "leave out --kaslr"),
+        ({"kaslr": Kaslr(), "protocol": Protocol.PVH}, "--kaslr cannot go with --protocol pvh"),
+        ({"kaslr": Kaslr(), "cmdline": "quiet nokaslr"}, "nokaslr on the kernel's command line"),
     ],
 )
 def test_check_refuses(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MachineConfig(kernel="bzImage", **values).check()
+
+
+def test_kaslr_goes_with_words_that_only_look_like_nokaslr() -> None:
+    MachineConfig(kernel="bzImage", kaslr=Kaslr(), cmdline="nokaslr.x xnokaslr").check()
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,28 @@ from collections.abc import Iterator
 import pytest
 from builders import bzimage as bz
 from builders.elf import vmlinux
+from builders.kaslr import relocatable_vmlinux, relocation_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.errors import InitrdError, KernelImageError
 from pyvmm.loader.image import KernelImage, detect
 from pyvmm.loader.initrd import place_initrd
+from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress, LoadedKernel, extract_vmlinux, load_kernel
 from pyvmm.memory import GuestMemory
 from pyvmm.units import MiB
 
 ELF = vmlinux(bytes(range(256)) * 2)
-IMAGES = [ELF, bz.bzimage(ELF), *(bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS)]
+RELOCATABLE = relocatable_vmlinux(
+    relocation_table(add64=[0x8020_0000], subtract32=[0x8020_0008], add32=[0x8020_2000] * 4)
+)
+IMAGES = [
+    ELF,
+    RELOCATABLE,
+    bz.bzimage(ELF, bz.kernel_info()),
+    *(bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS),
+]
 HEADERS = [range(64 + 3 * 56), range(0x1F1, 0x26C)]
 
 # Enough to meet every check; the same ones in each run.
@@ -65,18 +75,24 @@ def check_promises(kernel: LoadedKernel, memory: GuestMemory) -> None:
         assert len(kernel.setup_header.raw) <= 0x290 - 0x1F1  # boot_params has no more room
 
 
-def attempt(image: KernelImage, memory: GuestMemory, decompress: Decompress) -> LoadedKernel | str:
+def attempt(
+    image: KernelImage, memory: GuestMemory, decompress: Decompress, kaslr: Kaslr | None
+) -> LoadedKernel | str:
     """The loaded kernel, or why it is none. Any other exception fails the test."""
     try:
-        return load_kernel(image, memory, decompress=decompress)
+        return load_kernel(image, memory, decompress=decompress, kaslr=kaslr)
     except KernelImageError as error:
         return str(error)
 
 
 def try_to_boot(data: bytes, memory: GuestMemory) -> None:
     image = KernelImage.from_bytes(data)
-    for decompress in Decompress:
-        kernel = attempt(image, memory, decompress)
+    for decompress, kaslr in (
+        (Decompress.HOST, None),
+        (Decompress.HOST, Kaslr(4 * MiB, 0xFFFF_FFFF_8140_0000)),
+        (Decompress.GUEST, None),
+    ):
+        kernel = attempt(image, memory, decompress, kaslr)
         if isinstance(kernel, str):
             assert kernel.startswith("<bytes>: ")
             assert "\n" not in kernel
@@ -111,7 +127,7 @@ def test_mutated_image_is_loaded_or_refused(memory: GuestMemory, data: bytes) ->
             b"\x1f\x8b",
             b"PK\x03\x04",
             ELF[:120],
-            IMAGES[1][:0x26C],
+            bz.bzimage(ELF)[:0x26C],
         ]
     ),
     st.binary(max_size=2048),

@@ -12,7 +12,7 @@ from builders.elf import vmlinux
 
 from pyvmm.errors import InitrdError
 from pyvmm.loader.image import KernelImage
-from pyvmm.loader.initrd import place_initrd
+from pyvmm.loader.initrd import initrd_size, place_initrd
 from pyvmm.loader.load import Decompress, LoadedKernel, Placement, load_kernel
 from pyvmm.memory import GuestMemory, HugePages
 from pyvmm.units import GiB, MiB
@@ -165,3 +165,11 @@ def test_initrd_that_is_shorter_than_its_size_is_told(memory: GuestMemory) -> No
     caught = error("/sys/kernel/uevent_seqnum", memory, load_elf(memory))
     assert "the file ended" in str(caught)
     assert caught.rule == "initrd-read"
+
+
+def test_initrd_size_is_what_is_placed(tmp_path: Path) -> None:
+    (tmp_path / "initrd").write_bytes(INITRD)
+    assert initrd_size(str(tmp_path / "initrd")) == initrd_size(INITRD) == 6000
+    assert initrd_size(None) == 0
+    with pytest.raises(InitrdError, match="there is no such file"):
+        initrd_size(str(tmp_path / "absent"))
