@@ -28,7 +28,7 @@ class MachineConfig(NamedTuple):
     """A machine to be built. ``check`` says whether it can be."""
 
     kernel: str
-    """Path of a vmlinux or bzImage."""
+    """Path of a vmlinux, a bzImage or a Multiboot kernel."""
     cmdline: str = DEFAULT_CMDLINE
     initrd: str | None = None
     modules: tuple[tuple[str, str], ...] = ()

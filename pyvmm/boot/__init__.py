@@ -16,6 +16,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from pyvmm.errors import KernelImageError
+from pyvmm.loader.image import ImageFormat
 
 if TYPE_CHECKING:
     from pyvmm.boot.handover import BootPlan, Handover
@@ -60,6 +61,8 @@ def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
 
 
 def _why_not(protocol: Protocol, kernel: LoadedKernel) -> str:
+    if kernel.format is ImageFormat.MULTIBOOT:
+        return "it is placed by the addresses in its Multiboot header, which name no other entry"
     if protocol is Protocol.PVH:
         if kernel.move is not None:
             return "PVH has no way to tell a kernel that it was moved (--kaslr)"

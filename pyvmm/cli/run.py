@@ -49,7 +49,8 @@ def configure(parser: ArgumentParser) -> None:
     add(
         "--kernel",
         metavar="FILE|NAME",
-        help="vmlinux or bzImage, or a name from `pyvmm fetch --list`; default: the embedded one",
+        help="vmlinux, bzImage or Multiboot kernel, or a name from `pyvmm fetch --list`; "
+        "default: the embedded one",
     )
     add(
         "--cmdline",

@@ -5,7 +5,7 @@ Four ways:
     ELF                 each PT_LOAD to its p_paddr, or all of them the same distance from there
     bzImage, on HOST    the payload is decompressed by us, and the ELF in it placed likewise
     bzImage, in GUEST   the protected-mode kernel is placed as it is and decompresses itself
-    Multiboot           by the addresses in its header, if it has them; else it is an ELF
+    Multiboot           by the addresses in its header, if it has them, even of an ELF
 
 On the host is faster everywhere. In the guest is what a real machine does, and the only way for
 32-bit kernels and for compressions whose library is not installed.
@@ -91,8 +91,8 @@ def load_kernel(
 ) -> LoadedKernel:
     """Place the kernel in ``image`` in ``memory``.
 
-    ``relocate_by`` bytes above where it was linked to, if it is an ELF; it must be a kernel that
-    can bear that. By PVH it can be entered then only if its notes say so.
+    ``relocate_by`` bytes above where it was linked to, if it is placed as ELF; it must be a kernel
+    that can bear that. By PVH it can be entered then only if its notes say so.
 
     Or where ``kaslr`` says, its relocations applied, with room above for an initrd of
     ``initrd_bytes``.
@@ -107,7 +107,8 @@ def load_kernel(
         if image_format is ImageFormat.ELF:
             return _place_elf(image.data, image.fd, memory, relocate_by=relocate_by)
         if image_format is ImageFormat.MULTIBOOT:
-            return _place_multiboot(image, memory)
+            header = _find_multiboot_header(image.data)
+            return _place_multiboot(header, image.data, image.fd, memory)
         bz = _parse_bzimage(image)
         if decompress is Decompress.GUEST:
             return _place_bzimage(bz, image, memory)
@@ -165,8 +166,10 @@ def _place_elf(
     data: memoryview, fd: int | None, memory: GuestMemory, *, relocate_by: int = 0
 ) -> LoadedKernel:
     """Place the ELF in ``data``, which is the contents of ``fd`` if that is not None."""
-    kernel = elf.parse(data)
     header = _find_multiboot_header(data)
+    if header is not None and header.has_addresses:
+        return _place_multiboot(header, data, fd, memory)
+    kernel = elf.parse(data)
     for segment in reversed(kernel.segments):  # the highest first: it says how much is needed
         gpa = segment.p_paddr + relocate_by
         problem = _outside_ram(memory, gpa, segment.p_memsz, "a segment")
@@ -183,17 +186,13 @@ def _place_elf(
     start_gpa, end_gpa = placements[0].base_gpa, placements[-1].end_gpa
     pvh = kernel.pvh.moved(relocate_by, start_gpa, end_gpa)
     entry_gpa = kernel.entry_gpa + relocate_by
-    multiboot_entry_gpa = None
-    if header is not None:
-        entry_addr = header.entry_addr if header.has_addresses else kernel.entry_gpa
-        multiboot_entry_gpa = entry_addr + relocate_by
     return LoadedKernel(
         format=ImageFormat.ELF,
         linux64_entry_gpa=entry_gpa if kernel.is_64 else None,
         linux32_entry_gpa=None,
         pvh_entry_gpa=pvh.entry_gpa,
         pvh_problem=pvh.problem,
-        multiboot_entry_gpa=multiboot_entry_gpa,
+        multiboot_entry_gpa=entry_gpa if header is not None else None,
         setup_header=None,
         placements=tuple(placements),
         start_gpa=start_gpa,
@@ -244,19 +243,19 @@ _MULTIBOOT_MAGIC = bytes.fromhex("02b0ad1b")
 _MULTIBOOT_SEARCH_BYTES = 8192
 
 
-def _place_multiboot(image: KernelImage, memory: GuestMemory) -> LoadedKernel:
-    """Place the kernel in ``image`` by the addresses in its Multiboot header."""
+def _place_multiboot(
+    header: MultibootHeader | None, data: memoryview, fd: int | None, memory: GuestMemory
+) -> LoadedKernel:
+    """Place the kernel in ``data`` by the addresses in its Multiboot header."""
     from pyvmm.loader import multiboot
 
-    header = multiboot.find_header(image.data)
     if header is None or not header.has_addresses:
         raise KernelImageError(
             "is no ELF file, and its Multiboot header says nothing of addresses (bit 16 of its "
             "flags is clear); expected one of the two; link it as ELF",
             "multiboot-addresses",
         )
-    multiboot.check_demands(header)
-    part = multiboot.place_by_header(header, len(image.data))
+    part = multiboot.place_by_header(header, len(data))
     if part.load_gpa < layout.HIMEM_GPA:
         raise KernelImageError(
             f"has load_addr {part.load_gpa:#x} in its Multiboot header; expected "
@@ -267,7 +266,7 @@ def _place_multiboot(image: KernelImage, memory: GuestMemory) -> LoadedKernel:
     problem = _outside_ram(memory, part.load_gpa, part.memory_bytes, "a place")
     if problem:
         raise KernelImageError(problem, "multiboot-ram")
-    _write(memory, part.load_gpa, image.data, image.fd, part.offset, part.file_bytes)
+    _write(memory, part.load_gpa, data, fd, part.offset, part.file_bytes)
     memory.fill_zero(part.load_gpa + part.file_bytes, part.memory_bytes - part.file_bytes)
     return LoadedKernel(
         format=ImageFormat.MULTIBOOT,

@@ -12,10 +12,12 @@ It stands anywhere in the first 8192 bytes of the file, aligned to 4:
     entry_addr      and where to enter, in 32-bit protected mode
 
 A kernel without bit 16 is an ELF file, loaded and entered as such. With it the file's format does
-not matter: it is copied from where load_addr is in it.
+not matter, even if it is ELF: it is copied from where load_addr is in it. ELF64 kernels have these
+fields because loaders take no other ELF64, and some kernels name their BSS nowhere else.
 
-Specification: Multiboot Specification 0.6.96, 3.1. Left out: a wish for a video mode, which is
-granted nobody here, and a.out's symbol tables.
+Specification: Multiboot Specification 0.6.96, 3.1. Left out: the video mode of bit 2, a
+recommendation (3.1.4), as the information's flags tell the kernel that there is none; and a.out's
+symbols.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ ALIGNMENT = 4
 ALIGN_MODULES = 1 << 0  # to 4 KiB, which ours always are
 MEMORY_INFO = 1 << 1
 VIDEO_MODE = 1 << 2
-REQUIRED_MASK = 0xFFFF
+KNOWN_DEMANDS = ALIGN_MODULES | MEMORY_INFO | VIDEO_MODE
+DEMANDS_MASK = 0xFFFF
 ADDRESS_FIELDS = 1 << 16
 
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
@@ -99,12 +102,11 @@ def _aligned_magics(start: bytes) -> Iterator[int]:
 
 def check_demands(header: MultibootHeader) -> None:
     """Raise KernelImageError if the kernel demands what there is not."""
-    unknown = header.flags & REQUIRED_MASK & ~(ALIGN_MODULES | MEMORY_INFO)
+    unknown = header.flags & DEMANDS_MASK & ~KNOWN_DEMANDS
     if unknown:
-        what = "a video mode" if unknown & VIDEO_MODE else "something unknown"
         raise KernelImageError(
-            f"demands {what} in its Multiboot header (flags {header.flags:#x}); expected no bits "
-            "but 0 and 1 of the lower 16; build it without",
+            f"demands something unknown in its Multiboot header (flags {header.flags:#x}); "
+            "expected no bits but 0 to 2 of the lower 16; build it without",
             "multiboot-flags",
         )
 

@@ -18,6 +18,7 @@ from pyvmm.boot.screen_info import ScreenInfo
 from pyvmm.errors import FetchError, GuestMemoryError, KernelImageError
 from pyvmm.fetch import fetch_package_file
 from pyvmm.loader.bzimage import KernelInfo
+from pyvmm.loader.image import ImageFormat
 from pyvmm.loader.load import LoadedKernel, Placement
 from pyvmm.memory import GuestMemory, HugePages
 from pyvmm.units import GiB, MiB
@@ -29,7 +30,7 @@ INITRD = Placement("initrd", 0x0123_4000, 0x5678)
 
 def handover(*, initrd: Placement | None = None, **kernel: Any) -> Handover:
     entries = ("linux64_entry_gpa", "linux32_entry_gpa", "pvh_entry_gpa", "multiboot_entry_gpa")
-    others = ("setup_header", "kernel_info", "move", "pvh_problem")
+    others = ("format", "setup_header", "kernel_info", "move", "pvh_problem")
     fields = {**dict.fromkeys(entries + others), **kernel}
     loaded: Any = SimpleNamespace(**fields)
     with GuestMemory.create(5 * GiB, huge_pages=HugePages.NEVER) as memory:
@@ -428,6 +429,7 @@ def test_blobs_do_not_overlap() -> None:
         pvh.plan(handover(pvh_entry_gpa=0x100_0000, initrd=INITRD), 0x100_0000),
         linux64.plan(handover(linux64_entry_gpa=0x100_0000), 0x100_0000),
         linux32.plan(handover(linux32_entry_gpa=0x100_0000), 0x100_0000),
+        multiboot.plan(handover(multiboot_entry_gpa=0x100_0000, initrd=INITRD), 0x100_0000),
     ):
         ends = 0
         for blob in sorted(plan.blobs, key=lambda blob: blob.gpa):
@@ -436,18 +438,29 @@ def test_blobs_do_not_overlap() -> None:
         assert ends <= 0x2_0000  # the command line
 
 
-ALL: dict[str, Any] = {"linux64_entry_gpa": 1, "linux32_entry_gpa": 2, "pvh_entry_gpa": 3}
+ALL: dict[str, Any] = {
+    "linux64_entry_gpa": 1,
+    "linux32_entry_gpa": 2,
+    "pvh_entry_gpa": 3,
+    "multiboot_entry_gpa": 4,
+}
 
 
 @pytest.mark.parametrize(
     ("requested", "absent", "expected"),
     [
         (Protocol.AUTO, [], (Protocol.PVH, 3)),
-        (Protocol.AUTO, ["pvh_entry_gpa"], (Protocol.LINUX64, 1)),
-        (Protocol.AUTO, ["pvh_entry_gpa", "linux64_entry_gpa"], (Protocol.LINUX32, 2)),
+        (Protocol.AUTO, ["pvh_entry_gpa"], (Protocol.MULTIBOOT, 4)),
+        (Protocol.AUTO, ["pvh_entry_gpa", "multiboot_entry_gpa"], (Protocol.LINUX64, 1)),
+        (
+            Protocol.AUTO,
+            ["pvh_entry_gpa", "multiboot_entry_gpa", "linux64_entry_gpa"],
+            (Protocol.LINUX32, 2),
+        ),
         (Protocol.LINUX64, [], (Protocol.LINUX64, 1)),
         (Protocol.LINUX32, [], (Protocol.LINUX32, 2)),
         (Protocol.PVH, [], (Protocol.PVH, 3)),
+        (Protocol.MULTIBOOT, [], (Protocol.MULTIBOOT, 4)),
     ],
 )
 def test_choose_takes(
@@ -470,11 +483,18 @@ def test_choose_takes(
         (Protocol.PVH, {"linux64_entry_gpa": 1, "move": (0, 0, 0)}, "it was moved .--kaslr"),
         (Protocol.LINUX32, {"linux64_entry_gpa": 1}, "--decompress guest"),
         (Protocol.LINUX64, {"linux32_entry_gpa": 1}, "not a 64-bit kernel"),
+        (Protocol.MULTIBOOT, {"linux64_entry_gpa": 1}, "no Multiboot header in its first 8 KiB"),
+        (
+            Protocol.LINUX64,
+            {"multiboot_entry_gpa": 1, "format": ImageFormat.MULTIBOOT},
+            "by the addresses in its Multiboot header.*offers multiboot",
+        ),
         (Protocol.AUTO, {}, "no entry at all"),
     ],
 )
 def test_choose_explains_what_is_not_there(
     requested: Protocol, kernel: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(KernelImageError, match=message):
+    with pytest.raises(KernelImageError, match=message) as caught:
         boot.choose(requested, handover(**kernel).kernel)
+    assert caught.value.rule == "protocol-entry"

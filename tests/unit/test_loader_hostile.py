@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from builders import bzimage as bz
-from builders.elf import vmlinux
+from builders import multiboot as mb
+from builders.elf import Elf, Segment, note, notes_segment, pvh_note, vmlinux
 from builders.kaslr import relocatable_vmlinux, relocation_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm.errors import InitrdError, KernelImageError
-from pyvmm.loader.image import KernelImage, detect
+from pyvmm.loader.image import ImageFormat, KernelImage, detect
 from pyvmm.loader.initrd import place_initrd
 from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress, LoadedKernel, extract_vmlinux, load_kernel
 from pyvmm.memory import GuestMemory
 from pyvmm.units import MiB
 
-ELF = vmlinux(bytes(range(256)) * 2)
+CODE = bytes(range(256)) * 2
+ELF = vmlinux(CODE)
+RELOCATION = note(b"Xen\x00", 19, bytes.fromhex("00002000 00001000 ffffff3f"))
+ELF32 = Elf(
+    [
+        Segment(0x10_0000, mb.header(3) + CODE),
+        Segment(0x20_0000, b"data", memsz=0x1000),
+        notes_segment(pvh_note(0x10_0010, size=4) + RELOCATION),
+    ],
+    entry=0x10_000C,
+    bits=32,
+).build()
+MULTIBOOT = mb.image(CODE, bss_end_addr=0x20_1000)
+ELF_WITH_ADDRESSES = Elf([Segment(0x10_0000, MULTIBOOT)], entry=0x10_0020).build()
 RELOCATABLE = relocatable_vmlinux(
     relocation_table(add64=[0x8020_0000], subtract32=[0x8020_0008], add32=[0x8020_2000] * 4)
 )
-IMAGES = [
-    ELF,
-    RELOCATABLE,
-    bz.bzimage(ELF, bz.kernel_info()),
-    *(bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS),
-]
+BZIMAGE = bz.bzimage(ELF, bz.kernel_info())
+COMPRESSED = [bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS]
+IMAGES = [ELF, RELOCATABLE, ELF32, ELF_WITH_ADDRESSES, MULTIBOOT, BZIMAGE, *COMPRESSED]
 HEADERS = [range(64 + 3 * 56), range(0x1F1, 0x26C)]
+WAYS: list[dict[str, Any]] = [
+    {"decompress": Decompress.HOST},
+    {"kaslr": Kaslr(4 * MiB, 0xFFFF_FFFF_8140_0000)},
+    {"decompress": Decompress.GUEST},
+    {"relocate_by": 0x20_0000},
+]
 
 # Enough to meet every check; the same ones in each run.
 EXAMPLES = 600
@@ -68,31 +86,30 @@ def check_promises(kernel: LoadedKernel, memory: GuestMemory) -> None:
         assert placement.end_gpa <= kernel.end_gpa
         assert placement.base_gpa >= 0x10_0000
         assert memory.contains(placement.base_gpa, placement.size_bytes)
-    assert kernel.linux64_entry_gpa or kernel.linux32_entry_gpa
-    for entry in (kernel.linux64_entry_gpa, kernel.linux32_entry_gpa, kernel.pvh_entry_gpa):
+    entries = (
+        *(kernel.linux64_entry_gpa, kernel.linux32_entry_gpa),
+        *(kernel.pvh_entry_gpa, kernel.multiboot_entry_gpa),
+    )
+    # An ELF32 file may be without a way in; that is told when a protocol is chosen.
+    assert any(entries) or kernel.format is ImageFormat.ELF
+    for entry in entries:
         assert entry is None or any(p.base_gpa <= entry < p.end_gpa for p in kernel.placements)
     if kernel.setup_header is not None:
         assert len(kernel.setup_header.raw) <= 0x290 - 0x1F1  # boot_params has no more room
 
 
-def attempt(
-    image: KernelImage, memory: GuestMemory, decompress: Decompress, kaslr: Kaslr | None
-) -> LoadedKernel | str:
+def attempt(image: KernelImage, memory: GuestMemory, way: dict[str, Any]) -> LoadedKernel | str:
     """The loaded kernel, or why it is none. Any other exception fails the test."""
     try:
-        return load_kernel(image, memory, decompress=decompress, kaslr=kaslr)
+        return load_kernel(image, memory, **way)
     except KernelImageError as error:
         return str(error)
 
 
 def try_to_boot(data: bytes, memory: GuestMemory) -> None:
     image = KernelImage.from_bytes(data)
-    for decompress, kaslr in (
-        (Decompress.HOST, None),
-        (Decompress.HOST, Kaslr(4 * MiB, 0xFFFF_FFFF_8140_0000)),
-        (Decompress.GUEST, None),
-    ):
-        kernel = attempt(image, memory, decompress, kaslr)
+    for way in WAYS:
+        kernel = attempt(image, memory, way)
         if isinstance(kernel, str):
             assert kernel.startswith("<bytes>: ")
             assert "\n" not in kernel
@@ -127,7 +144,9 @@ def test_mutated_image_is_loaded_or_refused(memory: GuestMemory, data: bytes) ->
             b"\x1f\x8b",
             b"PK\x03\x04",
             ELF[:120],
-            bz.bzimage(ELF)[:0x26C],
+            BZIMAGE[:0x26C],
+            ELF32[:148],
+            MULTIBOOT[:32],
         ]
     ),
     st.binary(max_size=2048),
