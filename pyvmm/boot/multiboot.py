@@ -2,7 +2,7 @@
 
 The page at START_INFO_GPA, where PVH's structure would be, holds it all:
 
-    information          88 bytes
+    information         120 bytes
     modules[n]           16 bytes each: the initrd, and what else was given
     memory map[n]        24 bytes each
     strings              the modules' and the loader's name, each with its NUL
@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm.arch.x86_64 import layout, registers
+from pyvmm.arch.x86_64 import bios, layout, registers
 from pyvmm.boot.handover import Blob, BootPlan
 from pyvmm.errors import KernelImageError
 from pyvmm.units import KiB
@@ -38,8 +38,9 @@ INFO_MMAP = 1 << 6
 INFO_BOOT_LOADER_NAME = 1 << 9
 
 # flags, mem_lower, mem_upper, boot_device, cmdline, mods_count, mods_addr, syms[4], mmap_length,
-# mmap_addr, drives_length, drives_addr, config_table, boot_loader_name, apm_table, VBE's six.
-_INFO = struct.Struct("<20I4H")
+# mmap_addr, drives_length, drives_addr, config_table, boot_loader_name, apm_table, VBE's six, and
+# framebuffer: as long as multiboot.h has it, for kernels that copy the whole.
+_INFO = struct.Struct("<20I4H32x")
 _MODULE = struct.Struct("<IIII")
 _MMAP_ENTRY = struct.Struct("<IQQI")
 
@@ -112,7 +113,9 @@ def plan(handover: Handover, entry_gpa: int) -> BootPlan:
     entry = registers.protected_mode(entry_gpa, rax=BOOTLOADER_MAGIC, rbx=layout.START_INFO_GPA)
     return BootPlan(
         [
+            Blob("real-mode vectors", layout.REAL_MODE_VECTORS_GPA, bios.VECTORS, rule="bios-ram"),
             Blob("GDT", layout.GDT_GPA, entry.gdt, rule="gdt-ram"),
+            Blob("BIOS stub", layout.BIOS_STUB_GPA, bios.STUB, rule="bios-ram"),
             Blob("Multiboot information", layout.START_INFO_GPA, page, rule="multiboot-info-ram"),
         ],
         entry,

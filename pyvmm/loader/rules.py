@@ -209,6 +209,7 @@ RULES: dict[str, Rule] = {
         "Linux 6.12, arch/x86/boot/compressed/kaslr.c",
     ),
     # Boot parameters
+    "bios-ram": Rule("there is RAM for the real-mode vectors and the stub", "SDM 3B 21.1.4"),
     "gdt-ram": Rule("there is RAM for the GDT", "SDM 3A 3.5.1"),
     "page-tables-ram": Rule("there is RAM for the page tables", "SDM 3A 4.5"),
     "boot-params-ram": Rule("there is RAM for boot_params", "Documentation/arch/x86/zero-page.rst"),

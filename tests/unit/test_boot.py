@@ -395,6 +395,8 @@ def test_pvh_modules_have_their_command_lines() -> None:
 # A block at the end of RAM
 
 BLOCKS = {
+    "real-mode vectors": "bios-ram",
+    "BIOS stub": "bios-ram",
     "GDT": "gdt-ram",
     "boot_params": "boot-params-ram",
     "setup_data": "setup-data-ram",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from builders import multiboot as mb
+from builders.assembler import assemble
 from builders.elf import Elf, Segment, notes_segment, pvh_note
 
 from pyvmm import boot
@@ -92,11 +93,23 @@ def test_elf_with_a_header_is_entered_at_its_elf_entry(memory: GuestMemory) -> N
     assert boot.choose(Protocol.AUTO, kernel) == (Protocol.MULTIBOOT, 0x10_0040)
 
 
-def test_elf64_with_addresses_is_entered_where_they_say(memory: GuestMemory) -> None:
-    addresses = (0x10_0000, 0x10_0000, 0, 0, 0x10_0080)
-    kernel = load(elf_kernel(mb.header(mb.ADDRESSES, *addresses), bits=64), memory)
-    assert boot.choose(Protocol.AUTO, kernel) == (Protocol.MULTIBOOT, 0x10_0080)
-    assert boot.choose(Protocol.LINUX64, kernel) == (Protocol.LINUX64, 0x10_0040)
+@pytest.mark.parametrize("bits", [32, 64])
+def test_addresses_are_used_instead_of_the_elf_file_s(bits: int, memory: GuestMemory) -> None:
+    memory.write(0x20_0000, b"\xff" * 0x4000)
+    addresses = (0x20_0000, 0x20_0000, 0x20_0800, 0x20_3000, 0x20_0080)
+    kernel = load(elf_kernel(mb.header(mb.ADDRESSES, *addresses), bits=bits), memory)
+    assert kernel.placements == (Placement("kernel", 0x20_0000, 0x3000),)
+    assert memory.read(0x20_0020, 0x7E0) == CODE[:0x7E0]
+    assert memory.read(0x20_0800, 0x2801) == bytes(0x2800) + b"\xff"
+    assert memory.read(0x10_0000, 0x1000) == bytes(0x1000)
+    assert boot.choose(Protocol.AUTO, kernel) == (Protocol.MULTIBOOT, 0x20_0080)
+    with pytest.raises(KernelImageError, match="by the addresses in its Multiboot header"):
+        boot.choose(Protocol.LINUX64, kernel)
+
+
+def test_video_mode_is_a_recommendation(memory: GuestMemory) -> None:
+    kernel = load(elf_kernel(mb.header(1 << 2) + bytes(4 * 9)), memory)
+    assert kernel.multiboot_entry_gpa == 0x10_0040
 
 
 def test_pvh_is_preferred(memory: GuestMemory) -> None:
@@ -134,7 +147,7 @@ def test_end_of_the_file_is_the_end_of_the_data_by_default(memory: GuestMemory) 
 
 
 FAULTS = {
-    "multiboot-flags": mb.header(4) + CODE,
+    "multiboot-flags": elf_kernel(mb.header(1 << 3)),
     "multiboot-addresses": mb.header(3) + CODE,
     "multiboot-load-addr": mb.image(CODE, load_addr=0x20_0004, header_addr=0x20_0000),
     "multiboot-load-end-addr": mb.image(CODE, load_end_addr=0x20_0020 + len(CODE) + 1),
@@ -147,9 +160,17 @@ FAULTS = {
 
 @pytest.mark.parametrize("rule", FAULTS)
 def test_each_fault_has_its_rule(memory: GuestMemory, rule: str) -> None:
-    # Without addresses the flags are looked at only in an ELF file.
-    data = elf_kernel(mb.header(4)) if rule == "multiboot-flags" else FAULTS[rule]
-    assert broken_rule(data, memory) == rule
+    assert broken_rule(FAULTS[rule], memory) == rule
+
+
+@pytest.mark.parametrize("bit", range(3, 16))
+def test_unknown_demand_is_refused_of_a_file_with_addresses_too(
+    memory: GuestMemory, bit: int
+) -> None:
+    addresses = (0x20_0000, 0x20_0000, 0, 0, 0x20_0020)
+    assert broken_rule(mb.header(mb.ADDRESSES | 1 << bit, *addresses) + CODE, memory) == (
+        "multiboot-flags"
+    )
 
 
 def test_header_before_the_file_is_refused(memory: GuestMemory) -> None:
@@ -203,6 +224,20 @@ def test_information_tells_memory_and_command_line() -> None:
     assert u32(data, 8) == (3 * GiB - MiB) // 1024
     assert u32(data, 16) == layout.CMDLINE_GPA
     assert string(data, u32(data, 64)) == b"pyvmm"
+
+
+def test_information_is_as_long_as_the_header_file_has_it() -> None:
+    # sizeof (multiboot_info_t) of 0.6.96's multiboot.h, its framebuffer fields included
+    assert u32(information(handover()), 48) - layout.START_INFO_GPA == 120
+
+
+def test_real_mode_vectors_lead_to_the_stub() -> None:
+    blobs = {blob.name: blob for blob in multiboot.plan(handover(), 0x10_0040).blobs}
+    vectors, stub = blobs["real-mode vectors"], blobs["BIOS stub"]
+    assert vectors.gpa == 0
+    assert set(struct.iter_unpack("<HH", vectors.data)) == {(stub.gpa, 0)}
+    assert len(vectors.data) == 256 * 4
+    assert stub.data == assemble("push %bp; mov %sp, %bp; orb $1, 6(%bp); pop %bp; iret", 16)
 
 
 def test_memory_map_has_every_range() -> None:

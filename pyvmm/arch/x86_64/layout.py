@@ -1,9 +1,10 @@
 """The guest's physical address map: the one place where its addresses are written down.
 
 0x0000_0000  +--------------------------------+
-             | real-mode vectors: zero        |
+             | real-mode vectors              |  for Multiboot; else zero
 0x0000_0400  | BDA                            |
 0x0000_0500  | GDT                            |
+0x0000_0600  | BIOS stub                      |  where the vectors lead
 0x0000_6000  | start_info, PVH memory map,    |  what PVH hands to the kernel, or
              | module list                    |  Multiboot's information
 0x0000_7000  | boot_params: the "zero page"   |  what the Linux protocols hand over
@@ -30,8 +31,10 @@ from __future__ import annotations
 
 from pyvmm.units import GiB, KiB
 
+REAL_MODE_VECTORS_GPA = 0x0000_0000
 BDA_GPA = 0x0000_0400
 GDT_GPA = 0x0000_0500
+BIOS_STUB_GPA = 0x0000_0600
 START_INFO_GPA = 0x0000_6000
 START_INFO_MAX_BYTES = 4 * KiB
 BOOT_PARAMS_GPA = 0x0000_7000
