@@ -10,7 +10,7 @@ from labvm.image import prepare_image
 from labvm.machine import STATUS_LAB_FAILED, Job, run_in_lab
 from pyvmm.cli.fetch import progress_on_stderr
 from pyvmm.errors import PyvmmError
-from pyvmm.fetch import fetch_kernel
+from pyvmm.fetch import fetch_kernel, fetch_package_file
 
 _DESCRIPTION = """\
 Run a command, or the project's tests, in a machine with a hardware-style /dev/kvm: QEMU emulates
@@ -34,6 +34,13 @@ TEST_KERNELS = (
     "debian:6.12-cloud",
     "debian:6.12-generic",
     "linux:tiny",
+)
+
+# The same of single files: a package, and a regular expression for the file's path in it.
+TEST_FILES = (
+    ("grub-invaders", "boot/invaders.exec"),
+    ("multiboot", "usr/lib/multiboot/examples/kernel"),
+    ("xen-hypervisor-4.17-amd64", r"boot/xen-.*-amd64\.gz"),
 )
 
 # The tests that need a KVM: the others pass anywhere, and are slow in the lab.
@@ -123,6 +130,8 @@ def _test(args: argparse.Namespace, pytest_arguments: list[str]) -> int:
     """Run pytest over the tests that need a KVM, or over those that are named."""
     for name in TEST_KERNELS:
         fetch_kernel(name, progress=progress_on_stderr())
+    for package, member in TEST_FILES:
+        fetch_package_file(package, member, progress=progress_on_stderr())
     args.write = os.path.abspath(args.write)
     os.makedirs(args.write, exist_ok=True)
     args.log = os.path.join(args.write, "kernel.log")

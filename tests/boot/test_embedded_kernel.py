@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,18 @@ def test_embedded_kernel_boots_by_every_protocol(
     assert f"  0x{layout.HIMEM_GPA:016x}..0x{MEMORY_BYTES:016x}  RAM\n" in output
     assert re.search(r"^CPU: \w+, under KVMKVMKVM$", output, re.MULTILINE)
     assert re.search(r"^timer: [1-9]\d* ticks$", output, re.MULTILINE)
+
+
+def test_embedded_kernel_boots_by_pvh_as_elf32(tmp_path: Path) -> None:
+    # As Xen and others are shipped: 64-bit code that starts in 32-bit mode, in an ELF32 file.
+    kernel = tmp_path / "kernel32.elf"
+    command = ["objcopy", "-O", "elf32-i386", embedded.path("kernel.elf"), str(kernel)]
+    subprocess.run(command, check=True)
+    with GuestSession(MachineConfig(kernel=str(kernel), memory_bytes=MEMORY_BYTES)) as guest:
+        output = guest.expect(PROMPT)
+        guest.send("poweroff\n")
+        assert guest.result().outcome is Outcome.POWERED_OFF
+    assert "entered by: PVH, hvm_start_info at 0x" in output
 
 
 @pytest.mark.parametrize("protocol", [Protocol.PVH, Protocol.LINUX64])
