@@ -155,7 +155,10 @@ def tsc_khz() -> int:
 
 def _qemu_command(image: LabImage, job: Job, exchange: str) -> list[str]:
     # One processor: with two, TCG's SVM crashed or froze now and then. pku and la57 are off because
-    # a guest's kernel would be offered them, and KVM here cannot give them.
+    # a guest's kernel would be offered them, and KVM here cannot give them. Without erms and fsrm
+    # memory is copied and cleared in words: TCG does `rep movsb` a byte at a time, and where code
+    # has been run before (a guest's kernel) each of these bytes looks for translations to drop. To
+    # copy 50 MB there took 2 s; 14 boots, pyvmm and QEMU in turns, take 72 s so, and took 104.
     # A periodic tick, against a rare freeze whose cause is not proven. With the usual one-shot
     # timer this machine was seen dead a few times, mostly with two vCPUs on a busy host; with the
     # tick it never was, but 80 boots without it were fine as well. What would fit, from reading
@@ -168,7 +171,7 @@ def _qemu_command(image: LabImage, job: Job, exchange: str) -> list[str]:
         f"tsc=reliable tsc_early_khz={tsc_khz()}"
     )
     command = [
-        *(_QEMU, "-M", "q35", "-accel", "tcg", "-cpu", "max,pku=off,la57=off"),
+        *(_QEMU, "-M", "q35", "-accel", "tcg", "-cpu", "max,pku=off,la57=off,erms=off,fsrm=off"),
         *("-smp", "1", "-m", job.memory, "-nodefaults", "-display", "none", "-no-reboot"),
         *("-kernel", image.kernel, "-initrd", image.initramfs, "-append", kernel_cmdline),
         *("-chardev", _option("file,id=log", path=os.path.join(exchange, "kernel.log"))),
