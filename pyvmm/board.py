@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, NoReturn
 
-from kvm_bindings import Kvm, constants
+from kvm_bindings import Kvm, constants, host_address
 from pyvmm.arch.x86_64 import bda, layout, mptable
 from pyvmm.arch.x86_64.acpi import tables
 from pyvmm.boot.handover import Blob
@@ -96,7 +96,8 @@ class Board:
             self.kvm = stack.enter_context(Kvm())
             check_required(self.kvm)
             self.memory = stack.enter_context(GuestMemory.create(
-                config.memory_bytes, backing=config.backing, huge_pages=config.huge_pages
+                config.memory_bytes, backing=config.backing, huge_pages=config.huge_pages,
+                host_address=host_address,
             ))  # fmt: skip
             entry = self._load()
             self.vm = stack.enter_context(self.kvm.create_vm())
@@ -146,7 +147,7 @@ class Board:
         slots, if there have been any who use the VM's buses; the interrupt chips do.
         """
         for slot, region in enumerate(self.memory):
-            self.vm.set_user_memory_region(slot, region.base_gpa, region.buffer)
+            self.vm.set_user_memory_region(slot, region.base_gpa, region.view)
         self.vm.set_tss_addr(layout.TSS_GPA)
         self.vm.set_identity_map_addr(layout.IDENTITY_MAP_GPA)
         self.vm.create_irqchip()

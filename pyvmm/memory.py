@@ -10,7 +10,7 @@ Every access names a guest physical address (``gpa``) and a size, is checked aga
 and is refused with GuestMemoryError if any byte of it is not RAM. Views are the guest's memory
 itself, not copies of it: the guest sees what is written, and writes what will be read.
 
-Nothing here knows about KVM; ``GuestRegion.buffer`` is what the machine hands to KVM as a slot.
+Nothing here knows about KVM; ``GuestRegion.view`` is what the machine hands to KVM as a slot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from types import TracebackType
 
@@ -27,6 +27,8 @@ from pyvmm.errors import GuestMemoryError, HostError
 from pyvmm.units import PAGE_SIZE, MiB, format_size
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+_HUGE_PAGE_BYTES = 2 * MiB  # what one entry of a page directory can map (SDM 3A 4.5.4)
 
 
 class Backing(Enum):
@@ -50,17 +52,22 @@ class HugePages(Enum):
 
 
 class GuestRegion:
-    """One run of RAM: ``base_gpa`` to ``end_gpa`` (exclusive), backed by ``buffer``."""
+    """One run of RAM: ``base_gpa`` to ``end_gpa`` (exclusive), which is ``view``.
+
+    ``view`` begins ``offset`` bytes into ``buffer``, the mapping that it is a part of.
+    """
 
     __slots__ = ("base_gpa", "buffer", "end_gpa", "fd", "size_bytes", "view")
 
-    def __init__(self, base_gpa: int, size_bytes: int, buffer: mmap.mmap, fd: int | None) -> None:
+    def __init__(
+        self, base_gpa: int, size_bytes: int, buffer: mmap.mmap, offset: int, fd: int | None
+    ) -> None:
         self.base_gpa = base_gpa
         self.size_bytes = size_bytes
         self.end_gpa = base_gpa + size_bytes
         self.buffer = buffer
         self.fd = fd
-        self.view = memoryview(buffer)
+        self.view = memoryview(buffer)[offset : offset + size_bytes]
 
     def __repr__(self) -> str:
         return f"GuestRegion({self.base_gpa:#x}..{self.end_gpa:#x})"
@@ -81,8 +88,14 @@ class GuestMemory:
         *,
         backing: Backing = Backing.ANONYMOUS,
         huge_pages: HugePages = HugePages.TRANSPARENT,
+        host_address: Callable[[mmap.mmap], int] | None = None,
     ) -> GuestMemory:
         """RAM of ``size_bytes`` (a multiple of a page), split at the 32-bit gap, all zero.
+
+        ``host_address`` says where a mapping lies, which Python does not. With it regions begin
+        on a huge page's boundary, so that one entry of the tables by which a processor finds the
+        guest's memory can map 2 MiB of it: a kernel gets to its init in 2.0 s, not 3.0 (in the
+        lab). Linux aligns large mappings itself since 6.7.
 
         Raises GuestMemoryError for a size that is no RAM size, HostError if the host has not the
         memory to give.
@@ -99,7 +112,9 @@ class GuestMemory:
         regions: list[GuestRegion] = []
         try:
             for base_gpa, region_bytes in extents:
-                regions.append(_map_region(base_gpa, region_bytes, backing, huge_pages))
+                regions.append(
+                    _map_region(base_gpa, region_bytes, backing, huge_pages, host_address)
+                )
         except (OSError, OverflowError) as error:
             cls(regions).close()
             remedy = "ask for less with --mem"
@@ -128,8 +143,8 @@ class GuestMemory:
         A view that somebody still holds keeps its region mapped until it goes.
         """
         for region in self.regions:
-            region.view.release()
             try:
+                region.view.release()
                 region.buffer.close()
             except BufferError:
                 pass  # a view is still out; the map goes when the view does
@@ -239,9 +254,14 @@ class GuestMemory:
 
 
 def _map_region(
-    base_gpa: int, size_bytes: int, backing: Backing, huge_pages: HugePages
+    base_gpa: int,
+    size_bytes: int,
+    backing: Backing,
+    huge_pages: HugePages,
+    host_address: Callable[[mmap.mmap], int] | None,
 ) -> GuestRegion:
     fd: int | None = None
+    offset = 0
     try:
         if huge_pages is HugePages.HUGETLB or backing is Backing.MEMFD:
             flags = os.MFD_CLOEXEC
@@ -251,7 +271,10 @@ def _map_region(
             os.ftruncate(fd, size_bytes)
             buffer = mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED)
         else:
-            buffer = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            room_bytes = size_bytes + (_HUGE_PAGE_BYTES if host_address is not None else 0)
+            buffer = mmap.mmap(-1, room_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if host_address is not None:
+                offset = -host_address(buffer) % _HUGE_PAGE_BYTES
     except BaseException:
         if fd is not None:
             os.close(fd)
@@ -261,4 +284,4 @@ def _map_region(
             buffer.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             pass  # a host built without them: only slower
-    return GuestRegion(base_gpa, size_bytes, buffer, fd)
+    return GuestRegion(base_gpa, size_bytes, buffer, offset, fd)

@@ -46,7 +46,7 @@ def probe_virtualization(kvm: Kvm) -> Virtualization:
     with GuestMemory.create(2 * MiB) as memory, kvm.create_vm() as vm:
         vm.set_tss_addr(layout.TSS_GPA)
         vm.set_identity_map_addr(layout.IDENTITY_MAP_GPA)
-        vm.set_user_memory_region(0, 0, memory.regions[0].buffer)
+        vm.set_user_memory_region(0, 0, memory.regions[0].view)
         entry = registers.long_mode(_PROBE_GPA, rsi=0)
         memory.write(_PROBE_GPA, _PROBE)
         memory.write(layout.GDT_GPA, entry.gdt)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvm_bindings import host_address
 from pyvmm.errors import GuestMemoryError, HostError
 from pyvmm.memory import Backing, GuestMemory, HugePages
 from pyvmm.units import GiB, KiB, MiB
@@ -136,6 +137,26 @@ def test_memfd_is_shared_with_who_maps_it() -> None:
         assert fd is not None
         memory.write(0x10, b"shared")
         assert os.pread(fd, 6, 0x10) == b"shared"
+
+
+def test_region_begins_on_a_huge_page() -> None:
+    # A mapping of 3 MiB is none that Linux would align by itself.
+    with GuestMemory.create(3 * MiB, host_address=host_address) as memory:
+        assert host_address(memory.regions[0].view) % (2 * MiB) == 0
+
+
+def test_region_that_begins_inside_its_mapping_has_all_its_bytes() -> None:
+    with GuestMemory.create(3 * MiB, host_address=lambda _: 0x7F00_0000_1000) as memory:
+        assert memory.regions[0].view.nbytes == 3 * MiB
+        memory.write_u8(memory.end_gpa - 1, 0xA5)
+        assert memory.regions[0].buffer[2 * MiB - 0x1000 + 3 * MiB - 1] == 0xA5
+
+
+def test_close_with_the_region_in_use_does_not_fail() -> None:
+    memory = GuestMemory.create(MiB)
+    with memoryview(memory.regions[0].view) as in_use:
+        memory.close()
+        assert in_use[0] == 0
 
 
 def test_close_with_a_view_held_does_not_fail() -> None:
