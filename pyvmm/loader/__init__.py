@@ -7,7 +7,7 @@
     decompress.py  the seven compressions that a bzImage's payload comes in
     kaslr.py       moving a kernel to random addresses; its loops are in relocate.c
     initrd.py      the initial RAM disk, as high as the kernel allows
-    cmdline.py     the command line
+    cmdline.py     the command line; cmdline_builder.py puts one together by the kernel's rules
     files.py       opening what the user named
     rules.py       every rule that an image can break, by the key that its error carries
 

@@ -1,7 +1,8 @@
 """The kernel's command line: bytes with a NUL behind them, no longer than the kernel takes.
 
 A kernel cuts off silently what is too long, and boots without the options at the end; so that is
-an error here.
+an error here. What is in it is the user's affair; cmdline_builder.py makes lines by the kernel's
+rules.
 
 Specification: Documentation/arch/x86/boot.rst, cmdline_size and "The Kernel Command Line".
 """
@@ -35,7 +36,8 @@ def place_cmdline(cmdline: str | bytes, memory: GuestMemory, kernel: LoadedKerne
         except UnicodeEncodeError as error:
             raise CmdlineError(
                 f"the command line has the character {cmdline[error.start]!a} at position "
-                f"{error.start}, which UTF-8 cannot express; remove it"
+                f"{error.start}, which UTF-8 cannot express; remove it",
+                "cmdline-encoding",
             ) from None
     else:
         encoded = cmdline
@@ -43,7 +45,8 @@ def place_cmdline(cmdline: str | bytes, memory: GuestMemory, kernel: LoadedKerne
     if nul >= 0:
         raise CmdlineError(
             f"the command line has a NUL at byte {nul}; the kernel would stop reading there; "
-            "remove it"
+            "remove it",
+            "cmdline-nul",
         )
     header = kernel.setup_header
     stated_bytes = header.cmdline_size if header else COMMAND_LINE_SIZE - 1
@@ -51,7 +54,8 @@ def place_cmdline(cmdline: str | bytes, memory: GuestMemory, kernel: LoadedKerne
     if len(encoded) > limit_bytes:
         raise CmdlineError(
             f"the command line has {len(encoded)} bytes; this kernel takes at most {limit_bytes}; "
-            "shorten it"
+            "shorten it",
+            "cmdline-size",
         )
     memory.write(layout.CMDLINE_GPA, encoded + b"\x00")
     return Placement("command line", layout.CMDLINE_GPA, len(encoded) + 1)

@@ -24,6 +24,8 @@ _MULTIBOOT = "Multiboot Specification 0.6.96, 3.1"
 _LAYOUT = "pyvmm, arch/x86_64/layout.py"
 _MEMORY = "pyvmm, memory.py"
 _BOOT_RST = "Documentation/arch/x86/boot.rst, "
+_NEXT_ARG = "Linux 6.12, lib/cmdline.c, next_arg()"
+_VIRTIO_MMIO = "Linux 6.12, drivers/virtio/virtio_mmio.c, vm_cmdline_set()"
 
 RULES: dict[str, Rule] = {
     # Files
@@ -246,6 +248,38 @@ RULES: dict[str, Rule] = {
         "there is room below the highest address that the kernel allows",
         _BOOT_RST + "initrd_addr_max",
     ),
+    # Command line, placed
+    "cmdline-encoding": Rule("text can be encoded in UTF-8", "pyvmm, loader/cmdline.py"),
+    "cmdline-nul": Rule("a NUL is at the end only", _BOOT_RST + "The Kernel Command Line"),
+    "cmdline-size": Rule("the kernel takes all of it", _BOOT_RST + "cmdline_size"),
+    # Command line, built
+    "cmdline-capacity": Rule("there is room for the NUL", _BOOT_RST + "The Kernel Command Line"),
+    "cmdline-room": Rule(
+        "the line and its NUL fit in what was given for them", "pyvmm, loader/cmdline_builder.py"
+    ),
+    "cmdline-ascii": Rule("there is printable ASCII only", "pyvmm, loader/cmdline_builder.py"),
+    "cmdline-key-empty": Rule("a parameter has a name", _NEXT_ARG),
+    "cmdline-key-space": Rule("a parameter's name has no space in it", _NEXT_ARG),
+    "cmdline-key-equals": Rule("a parameter's name has no = in it", _NEXT_ARG),
+    "cmdline-key-quote": Rule("a parameter's name has no quote in it", _NEXT_ARG),
+    "cmdline-value-quote": Rule("a value has no quote in it", _NEXT_ARG),
+    "cmdline-values-none": Rule(
+        "a list of values has one or more", "pyvmm, loader/cmdline_builder.py"
+    ),
+    "cmdline-quote-open": Rule("each quote has one that closes it", _NEXT_ARG),
+    "cmdline-init-quote": Rule("an argument of init has no quote in it", _NEXT_ARG),
+    "cmdline-separator": Rule(
+        "there is one -- at most, between parameters and init's arguments",
+        "Linux 6.12, kernel/params.c, parse_args()",
+    ),
+    "cmdline-virtio-size": Rule("a virtio device has registers", _VIRTIO_MMIO),
+    "cmdline-virtio-address": Rule(
+        "the end of a virtio device's registers is a signed 64-bit number", _VIRTIO_MMIO
+    ),
+    "cmdline-virtio-irq": Rule(
+        "a virtio device has an interrupt, an unsigned 32-bit number other than 0", _VIRTIO_MMIO
+    ),
+    "cmdline-virtio-id": Rule("a virtio device's number is one of 31 bits", _VIRTIO_MMIO),
     # Entering
     "protocol-entry": Rule(
         "the image has an entry for the protocol that was asked for", "pyvmm, boot/"

@@ -93,5 +93,19 @@ def test_cmdline_may_be_as_long_as_the_kernel_takes(
     assert f"has {limit + 1} bytes; this kernel takes at most {limit}" in message
 
 
+@pytest.mark.parametrize(
+    ("cmdline", "rule"),
+    [
+        ("a\ud800", "cmdline-encoding"),
+        ("a\x00b", "cmdline-nul"),
+        ("x" * 2048, "cmdline-size"),
+    ],
+)
+def test_refusal_has_its_rule(memory: GuestMemory, cmdline: str, rule: str) -> None:
+    with pytest.raises(CmdlineError) as caught:
+        place_cmdline(cmdline, memory, load(memory))
+    assert caught.value.rule == rule
+
+
 def test_length_is_counted_in_bytes(memory: GuestMemory) -> None:
     assert "has 2048 bytes" in refusal("\u00e9" * 1024, memory, load(memory))
