@@ -36,17 +36,22 @@ class Protocol(enum.Enum):
 PROTOCOLS_WITH_MODULES = (Protocol.PVH, Protocol.MULTIBOOT)
 
 
-def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
-    """The protocol to use and its entry address.
-
-    Raises KernelImageError if the image has no such entry, naming those that it has.
-    """
-    entries = {
+def entries_of(kernel: LoadedKernel) -> dict[Protocol, int | None]:
+    """Each protocol's entry address, None if there is none, in the order that auto goes by."""
+    return {
         Protocol.PVH: kernel.pvh_entry_gpa,
         Protocol.MULTIBOOT: kernel.multiboot_entry_gpa,
         Protocol.LINUX64: kernel.linux64_entry_gpa,
         Protocol.LINUX32: kernel.linux32_entry_gpa,
     }
+
+
+def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
+    """The protocol to use and its entry address.
+
+    Raises KernelImageError if the image has no such entry, naming those that it has.
+    """
+    entries = entries_of(kernel)
     wanted = list(entries) if requested is Protocol.AUTO else [requested]
     for protocol in wanted:
         entry_gpa = entries[protocol]
@@ -54,13 +59,14 @@ def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
             return protocol, entry_gpa
     offered = ", ".join(protocol.value for protocol, gpa in entries.items() if gpa is not None)
     raise KernelImageError(
-        f"this kernel cannot be entered by {requested.value}: {_why_not(requested, kernel)}; "
+        f"this kernel cannot be entered by {requested.value}: {why_not(requested, kernel)}; "
         f"it offers {offered or 'no entry at all'}",
         "protocol-entry",
     )
 
 
-def _why_not(protocol: Protocol, kernel: LoadedKernel) -> str:
+def why_not(protocol: Protocol, kernel: LoadedKernel) -> str:
+    """Why ``kernel``, which has no such entry, has none; of AUTO, why it has none at all."""
     if kernel.format is ImageFormat.MULTIBOOT:
         return "it is placed by the addresses in its Multiboot header, which name no other entry"
     if protocol is Protocol.PVH:

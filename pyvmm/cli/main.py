@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from argparse import HelpFormatter
     from typing import NoReturn
 
-SUBCOMMANDS = ("run", "doctor", "fetch", "initramfs", "extract")
+SUBCOMMANDS = ("run", "explain", "doctor", "fetch", "initramfs", "extract")
 
 STATUS_FAILURE = 1
 STATUS_USAGE = 2

@@ -73,7 +73,7 @@ def decompress(payload: memoryview, limit_bytes: int) -> memoryview:
     """
     if payload[:4] == ELF_MAGIC:
         return payload
-    name, decompressor = _identify(payload)
+    name, decompressor = identify(payload)
     size_bytes = int.from_bytes(payload[-SIZE_BYTES:], "little")
     if not 0 < size_bytes <= limit_bytes:
         raise KernelImageError(
@@ -100,7 +100,8 @@ def decompress(payload: memoryview, limit_bytes: int) -> memoryview:
     return output.toreadonly()
 
 
-def _identify(payload: memoryview) -> tuple[str, Callable[[memoryview, memoryview], int]]:
+def identify(payload: memoryview) -> tuple[str, Callable[[memoryview, memoryview], int]]:
+    """The name of the compression of ``payload``, and what decompresses it into a buffer."""
     for name, magic, decompressor in _COMPRESSIONS:
         if payload[: len(magic)] == magic:
             return name, decompressor

@@ -1,0 +1,17 @@
+"""``pyvmm explain``: what a kernel image is, and what pyvmm would do with it, for people.
+
+    report.py      explain(): image and MachineConfig -> Report, the one way in
+    model.py       Report -> Section -> Field or Table: plain values, made once, rendered thrice
+    fields.py      a format's table of fields, read from any bytes however damaged
+
+    elf.py         ELF: header, program headers            notes.py   its notes, by owner
+    bzimage.py     setup_header, kernel_info, the payload  linux.py   version string, configuration
+    boot.py        what is loaded where, how it is entered, and in which state
+    memory_map.py  guest memory as a list of spans, to be drawn
+
+    text.py        for terminals    as_json.py  for programs    as_html.py  for browsers
+
+A describer is a generator of sections: pure, of bytes. It reads by its own table of fields, as the
+loader's parsers refuse a damaged header before any of it could be shown; what is amiss is then said
+by the error that loading for real gives, and by the rule that it names.
+"""

@@ -1,0 +1,329 @@
+"""What pyvmm made of an image: what it loaded where, how the guest is entered, and in which state.
+
+All of it is read back from a ``Prepared``: from the bytes in the plan's blobs and the registers
+in its EntryState, not from what was meant to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pyvmm.boot import Protocol, boot_params, entries_of, why_not
+from pyvmm.boot.memory_map import TYPE_NAMES
+from pyvmm.explain.fields import (
+    BitSpec,
+    FieldSpec,
+    address,
+    cell,
+    decimal,
+    human_size,
+    make_field,
+    one_of,
+    read_fields,
+    size,
+    text_cell,
+    values_of,
+)
+from pyvmm.explain.model import Cell, Column, Field, Section, Table
+from pyvmm.loader.load import Placement
+from pyvmm.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from pyvmm.arch.x86_64.gdt import Segment
+    from pyvmm.arch.x86_64.registers import EntryState
+    from pyvmm.prepare import Prepared
+
+_SOURCES = {
+    Protocol.PVH: "xen/docs/misc/pvh.pandoc",
+    Protocol.LINUX64: "Documentation/arch/x86/boot.rst, 64-bit Boot Protocol",
+    Protocol.LINUX32: "Documentation/arch/x86/boot.rst, 32-bit Boot Protocol",
+}
+
+
+def describe(prepared: Prepared, requested: Protocol) -> Iterator[Section]:
+    """The sections about the boot that ``prepared`` is ready for."""
+    yield _describe_protocols(prepared, requested)
+    yield _describe_placements(prepared)
+    yield _describe_registers(prepared)
+    yield _describe_gdt(prepared.plan.entry)
+    for blob in prepared.plan.blobs:
+        data = memoryview(blob.data)
+        if blob.name == "page tables":
+            yield _describe_page_tables(data, blob.gpa)
+        elif blob.name == "start_info":
+            yield from _describe_start_info(data, blob.gpa)
+        elif blob.name == "boot_params":
+            yield from _describe_boot_params(data)
+
+
+def placements(prepared: Prepared) -> list[Placement]:
+    """All that lies in guest memory, and the room that the kernel will want behind it."""
+    kernel = prepared.kernel
+    end_gpa = max(placement.end_gpa for placement in kernel.placements)
+    found = list(prepared.placements)
+    if kernel.end_gpa > end_gpa:
+        room = Placement("room to decompress itself", end_gpa, kernel.end_gpa - end_gpa)
+        found.append(room)
+    return found
+
+
+def _describe_protocols(prepared: Prepared, requested: Protocol) -> Section:
+    rows = []
+    for protocol, entry_gpa in entries_of(prepared.kernel).items():
+        if entry_gpa is None:
+            entry, verdict = Cell(None, "-"), why_not(protocol, prepared.kernel)
+        elif protocol is not prepared.protocol:
+            entry, verdict = cell(entry_gpa, address), "possible"
+        elif requested is Protocol.AUTO:
+            entry, verdict = cell(entry_gpa, address), "taken: the first that it has"
+        else:
+            entry, verdict = cell(entry_gpa, address), "taken: asked for by --protocol"
+        rows.append((text_cell(protocol.value), entry, text_cell(verdict)))
+    columns = (
+        Column("protocol", "the boot protocol"),
+        Column("entry", "the guest physical address at which it enters the kernel"),
+        Column("verdict", "whether it is taken, possible, or why it is neither"),
+    )
+    return Section(
+        "protocols",
+        "Ways to enter it",
+        "",
+        "pyvmm takes the first that the kernel has an entry for, unless --protocol says which.",
+        table=Table(columns, tuple(rows)),
+    )
+
+
+def _describe_placements(prepared: Prepared) -> Section:
+    rows = [
+        (
+            text_cell(placement.name),
+            cell(placement.base_gpa, address),
+            cell(placement.end_gpa, address),
+            cell(placement.size_bytes, human_size),
+        )
+        for placement in sorted(placements(prepared), key=lambda placement: placement.base_gpa)
+    ]
+    columns = (
+        Column("name", "what it is"),
+        Column("base", "its guest physical address"),
+        Column("end", "the address behind its last byte"),
+        Column("size", "how long it is"),
+    )
+    return Section(
+        "placements",
+        "What is put into guest memory",
+        "",
+        "Before the first instruction. (ACPI's and the MP table follow when the machine has its "
+        "processors.)",
+        table=Table(columns, tuple(rows)),
+    )
+
+
+# The state at entry
+
+_CR0 = (
+    BitSpec("PE", 1 << 0, "protected mode"),
+    BitSpec("ET", 1 << 4, "always set"),
+    BitSpec("PG", 1 << 31, "paging"),
+)
+_CR4 = (BitSpec("PAE", 1 << 5, "64-bit page table entries, which long mode needs"),)
+_EFER = (
+    BitSpec("LME", 1 << 8, "long mode enabled"),
+    BitSpec("LMA", 1 << 10, "long mode active"),
+)
+_RFLAGS = (
+    BitSpec("reserved", 1 << 1, "always set"),
+    BitSpec("IF", 1 << 9, "interrupts; off, as there is no IDT"),
+)
+_POINTER = "points to "
+_REGISTERS = (
+    FieldSpec("rip", 8, "the entry: the first instruction is here", address),
+    FieldSpec("rsp", 8, "the stack", address),
+    FieldSpec("rbx", 8, _POINTER, address),
+    FieldSpec("rsi", 8, _POINTER, address),
+    FieldSpec("rflags", 8, "flags", hex, _RFLAGS),
+    FieldSpec("cr0", 8, "the mode", hex, _CR0),
+    FieldSpec("cr3", 8, "the page tables", address),
+    FieldSpec("cr4", 8, "extensions", hex, _CR4),
+    FieldSpec("efer", 8, "more of the mode", hex, _EFER),
+)
+
+
+def _describe_registers(prepared: Prepared) -> Section:
+    entry = prepared.plan.entry
+    names = {blob.gpa: blob.name for blob in prepared.plan.blobs}
+    fields = []
+    for spec in _REGISTERS:
+        value = getattr(entry, spec.name)
+        field = make_field(spec, value)
+        if not value:
+            field = field._replace(meaning="not used by this protocol")
+        elif spec.meaning == _POINTER:
+            field = field._replace(meaning=_POINTER + names.get(value, "nothing known"))
+        fields.append(field)
+    for name, segment in (("cs", entry.code), ("ds es fs gs ss", entry.data), ("tr", entry.task)):
+        fields.append(Field(name, segment.selector, hex(segment.selector), _segment(segment)))
+    gdtr = f"{address(entry.gdt_gpa)}, {len(entry.gdt)} bytes"
+    fields.append(Field("gdtr", entry.gdt_gpa, gdtr, "the GDT, below"))
+    return Section(
+        "entry_state",
+        "The boot processor at entry",
+        _SOURCES[prepared.protocol],
+        "All other registers are zero. Other processors wait for INIT and SIPI.",
+        tuple(fields),
+    )
+
+
+def _segment(segment: Segment) -> str:
+    if not segment.s:
+        return f"a TSS that is never used, {segment.limit + 1} bytes at {segment.base:#x}"
+    width = "64-bit" if segment.l else "32-bit" if segment.db else "16-bit"
+    kind = f"{width} code" if segment.type & 8 else "data"
+    return f"{kind}, base {segment.base:#x}, limit {segment.limit:#x}"
+
+
+def _describe_gdt(entry: EntryState) -> Section:
+    used = {segment.selector: segment for segment in (entry.code, entry.data, entry.task)}
+    slots = [entry.gdt[start : start + 8] for start in range(0, len(entry.gdt), 8)]
+    rows = []
+    for index, slot in enumerate(slots):
+        descriptor = int.from_bytes(slot, "little")
+        segment = used.get(index * 8)
+        text = _segment(segment) if segment else "null"
+        rows.append((cell(index * 8), cell(descriptor, lambda value: f"{value:016x}"),
+                     text_cell(text)))  # fmt: skip
+    columns = (
+        Column("selector", "what a segment register holds to name it"),
+        Column("descriptor", "its 8 bytes, as a number"),
+        Column("segment", "what that describes"),
+    )
+    return Section(
+        "gdt",
+        "GDT",
+        "SDM 3A 3.4.5, Segment Descriptors",
+        "The table that the segment registers were loaded from, and may be again.",
+        table=Table(columns, tuple(rows)),
+    )
+
+
+def _describe_page_tables(data: memoryview, gpa: int) -> Section:
+    """The identity map, as read back from its three levels."""
+    words = data.cast("Q")
+    per_table = PAGE_SIZE // 8
+    frame = ~(PAGE_SIZE - 1)
+    pdpt_gpa = words[0] & frame
+    pdpt = words[(pdpt_gpa - gpa) // 8 :][:per_table]
+    directories = [entry & frame for entry in pdpt if entry]
+    leaves = words[(directories[0] - gpa) // 8 :][: len(directories) * per_table]
+    page_bytes = (leaves[1] & frame) - (leaves[0] & frame)
+    mapped_bytes = sum(1 for leaf in leaves if leaf) * page_bytes
+    fields = (
+        Field("PML4", gpa, address(gpa), "1 entry; CR3 points here"),
+        Field("PDPT", pdpt_gpa, address(pdpt_gpa), f"{len(directories)} entries, one for each GiB"),
+        Field("PD", directories[0], address(directories[0]), f"{len(directories)} directories"),
+        Field("page", page_bytes, human_size(page_bytes), "present, writable"),
+        Field("mapped", mapped_bytes, human_size(mapped_bytes), "from 0, each page to itself"),
+    )
+    return Section(
+        "page_tables",
+        "Page tables",
+        "SDM 3A 4.5, 4-Level Paging",
+        "A 64-bit entry is made with paging on: virtual addresses are the physical ones.",
+        fields,
+    )
+
+
+# What the kernel is told
+
+_START_INFO = (
+    FieldSpec("magic", 4, "XEN_HVM_START_MAGIC_VALUE"),
+    FieldSpec("version", 4, "1: there is a memory map", decimal),
+    FieldSpec("flags", 4, "Xen's own"),
+    FieldSpec("nr_modules", 4, "how many modules there are; the first is the initrd", decimal),
+    FieldSpec("modlist_paddr", 8, "where the list of modules is", address),
+    FieldSpec("cmdline_paddr", 8, "where the command line is", address),
+    FieldSpec("rsdp_paddr", 8, "where ACPI's tables begin", address),
+    FieldSpec("memmap_paddr", 8, "where the memory map is", address),
+    FieldSpec("memmap_entries", 4, "how many entries that has", decimal),
+    FieldSpec("reserved", 4, "zero"),
+)
+_MEMORY_TYPE = one_of(TYPE_NAMES)
+_MEMMAP_ENTRY = (
+    FieldSpec("addr", 8, "where it begins", address),
+    FieldSpec("size", 8, "how long it is", size),
+    FieldSpec("type", 4, "what may be done with it", _MEMORY_TYPE),
+    FieldSpec("reserved", 4, "zero"),
+)
+_E820_ENTRY = _MEMMAP_ENTRY[:3]
+
+
+def _describe_start_info(data: memoryview, gpa: int) -> Iterator[Section]:
+    fields = read_fields(data, 0, _START_INFO)
+    yield Section(
+        "start_info",
+        "hvm_start_info",
+        "xen/include/public/arch-x86/hvm/start_info.h",
+        f"What PVH hands to the kernel, at {address(gpa)}.",
+        fields,
+    )
+    values = values_of(fields)
+    yield _describe_memory_map(
+        data, values["memmap_paddr"] - gpa, values["memmap_entries"], _MEMMAP_ENTRY,
+        "xen/include/public/arch-x86/hvm/start_info.h, hvm_memmap_table_entry",
+    )  # fmt: skip
+
+
+_BOOT_PARAMS = (
+    ("acpi_rsdp_addr", boot_params.ACPI_RSDP_ADDR, "where ACPI's tables begin", address),
+    ("ext_ramdisk_image", boot_params.EXT_RAMDISK_IMAGE, "ramdisk_image's upper half", hex),
+    ("ext_ramdisk_size", boot_params.EXT_RAMDISK_SIZE, "ramdisk_size's upper half", hex),
+    ("ext_cmd_line_ptr", boot_params.EXT_CMD_LINE_PTR, "cmd_line_ptr's upper half", hex),
+    ("e820_entries", boot_params.E820_ENTRIES, "how many entries the memory map has", decimal),
+    ("boot_flag", boot_params.BOOT_FLAG, "0xaa55", hex),
+    ("header", boot_params.HEADER_MAGIC, "HdrS", hex),
+    ("version", boot_params.VERSION, "the protocol's version", hex),
+    ("type_of_loader", boot_params.TYPE_OF_LOADER, "0xff: a loader without a number", hex),
+    ("loadflags", boot_params.LOADFLAGS, "LOADED_HIGH, and nothing that is not so", hex),
+    ("code32_start", boot_params.CODE32_START, "where the kernel was loaded", address),
+    ("ramdisk_image", boot_params.RAMDISK_IMAGE, "where the initrd is", address),
+    ("ramdisk_size", boot_params.RAMDISK_SIZE, "the initrd's size", size),
+    ("cmd_line_ptr", boot_params.CMD_LINE_PTR, "where the command line is", address),
+    ("kernel_alignment", boot_params.KERNEL_ALIGNMENT, "the alignment that it was given", size),
+    ("setup_data", boot_params.SETUP_DATA, "a list: a seed for random numbers", address),
+)
+
+
+def _describe_boot_params(data: memoryview) -> Iterator[Section]:
+    fields: list[Field] = []
+    for name, (offset, size_bytes), meaning, show in _BOOT_PARAMS:
+        fields += read_fields(data, offset, [FieldSpec(name, size_bytes, meaning, show)])
+    yield Section(
+        "boot_params",
+        "boot_params, the zero page",
+        "Documentation/arch/x86/zero-page.rst",
+        "What the Linux protocols hand to the kernel; the fields that the loader writes.",
+        tuple(fields),
+    )
+    yield _describe_memory_map(
+        data, boot_params.E820_TABLE.offset, data[boot_params.E820_ENTRIES.offset], _E820_ENTRY,
+        "Documentation/arch/x86/zero-page.rst, e820_table",
+    )  # fmt: skip
+
+
+def _describe_memory_map(
+    data: memoryview, offset: int, count: int, specs: tuple[FieldSpec, ...], source: str
+) -> Section:
+    entry_bytes = sum(spec.size for spec in specs)
+    rows = []
+    for index in range(count):
+        fields = read_fields(data, offset + index * entry_bytes, specs)
+        rows.append(tuple(Cell(field.value, field.shown) for field in fields))
+    columns = tuple(Column(spec.name, spec.meaning) for spec in specs)
+    return Section(
+        "memory_map_entries",
+        "The memory map that the kernel is given",
+        source,
+        "Low memory counts as usable: the kernel copies what it needs before it gives that away.",
+        table=Table(columns, tuple(rows)),
+    )
