@@ -6,6 +6,8 @@
 
     elf.py         ELF: header, program headers            notes.py   its notes, by owner
     bzimage.py     setup_header, kernel_info, the payload  linux.py   version string, configuration
+    multiboot.py   the Multiboot header
+
     boot.py        what is loaded where, how it is entered, and in which state
     memory_map.py  guest memory as a list of spans, to be drawn
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pyvmm.boot import Protocol, boot_params, entries_of, why_not
+from pyvmm.boot import Protocol, boot_params, entries_of, multiboot, why_not
 from pyvmm.boot.memory_map import TYPE_NAMES
 from pyvmm.explain.fields import (
     BitSpec,
@@ -22,6 +22,7 @@ from pyvmm.explain.fields import (
     one_of,
     read_fields,
     size,
+    size_of,
     text_cell,
     values_of,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _SOURCES = {
     Protocol.PVH: "xen/docs/misc/pvh.pandoc",
+    Protocol.MULTIBOOT: "Multiboot Specification 0.6.96, 3.2",
     Protocol.LINUX64: "Documentation/arch/x86/boot.rst, 64-bit Boot Protocol",
     Protocol.LINUX32: "Documentation/arch/x86/boot.rst, 32-bit Boot Protocol",
 }
@@ -53,6 +55,8 @@ def describe(prepared: Prepared, requested: Protocol) -> Iterator[Section]:
             yield _describe_page_tables(data, blob.gpa)
         elif blob.name == "start_info":
             yield from _describe_start_info(data, blob.gpa)
+        elif blob.name == "Multiboot information":
+            yield from _describe_multiboot(data, blob.gpa)
         elif blob.name == "boot_params":
             yield from _describe_boot_params(data)
 
@@ -140,6 +144,7 @@ _POINTER = "points to "
 _REGISTERS = (
     FieldSpec("rip", 8, "the entry: the first instruction is here", address),
     FieldSpec("rsp", 8, "the stack", address),
+    FieldSpec("rax", 8, "the loader's magic number"),
     FieldSpec("rbx", 8, _POINTER, address),
     FieldSpec("rsi", 8, _POINTER, address),
     FieldSpec("rflags", 8, "flags", hex, _RFLAGS),
@@ -248,30 +253,82 @@ _START_INFO = (
     FieldSpec("memmap_entries", 4, "how many entries that has", decimal),
     FieldSpec("reserved", 4, "zero"),
 )
-_MEMORY_TYPE = one_of(TYPE_NAMES)
+_MODLIST_ENTRY = (
+    FieldSpec("paddr", 8, "where it begins", address),
+    FieldSpec("size", 8, "how long it is", size),
+    FieldSpec("cmdline_paddr", 8, "where its command line is; 0: it has none", address),
+    FieldSpec("reserved", 8, "zero"),
+)
 _MEMMAP_ENTRY = (
     FieldSpec("addr", 8, "where it begins", address),
     FieldSpec("size", 8, "how long it is", size),
-    FieldSpec("type", 4, "what may be done with it", _MEMORY_TYPE),
+    FieldSpec("type", 4, "what may be done with it", one_of(TYPE_NAMES)),
     FieldSpec("reserved", 4, "zero"),
 )
 _E820_ENTRY = _MEMMAP_ENTRY[:3]
 
 
 def _describe_start_info(data: memoryview, gpa: int) -> Iterator[Section]:
+    source = "xen/include/public/arch-x86/hvm/start_info.h"
     fields = read_fields(data, 0, _START_INFO)
-    yield Section(
-        "start_info",
-        "hvm_start_info",
-        "xen/include/public/arch-x86/hvm/start_info.h",
-        f"What PVH hands to the kernel, at {address(gpa)}.",
-        fields,
-    )
+    about = f"What PVH hands to the kernel, at {address(gpa)}."
+    yield Section("start_info", "hvm_start_info", source, about, fields)
     values = values_of(fields)
-    yield _describe_memory_map(
-        data, values["memmap_paddr"] - gpa, values["memmap_entries"], _MEMMAP_ENTRY,
-        "xen/include/public/arch-x86/hvm/start_info.h, hvm_memmap_table_entry",
-    )  # fmt: skip
+    if values["nr_modules"]:
+        modules = data[values["modlist_paddr"] - gpa :]
+        yield _describe_modules(modules, values["nr_modules"], _MODLIST_ENTRY, source)
+    memmap = data[values["memmap_paddr"] - gpa :]
+    yield _describe_memory_map(memmap, values["memmap_entries"], _MEMMAP_ENTRY, source)
+
+
+_MULTIBOOT_FLAGS = (
+    BitSpec("INFO_MEMORY", multiboot.INFO_MEMORY, "mem_lower and mem_upper are valid"),
+    BitSpec("INFO_CMDLINE", multiboot.INFO_CMDLINE, "cmdline is"),
+    BitSpec("INFO_MODS", multiboot.INFO_MODS, "mods_count and mods_addr are"),
+    BitSpec("INFO_MMAP", multiboot.INFO_MMAP, "mmap_length and mmap_addr are"),
+    BitSpec("INFO_BOOT_LOADER_NAME", multiboot.INFO_BOOT_LOADER_NAME, "boot_loader_name is"),
+)
+_MULTIBOOT_INFO = (
+    FieldSpec("flags", 4, "which of the fields are valid", hex, _MULTIBOOT_FLAGS),
+    FieldSpec("mem_lower", 4, "KiB of memory from 0", decimal),
+    FieldSpec("mem_upper", 4, "KiB of memory from 1 MiB", decimal),
+    FieldSpec("boot_device", 4, "not valid: there is none"),
+    FieldSpec("cmdline", 4, "where the command line is", address),
+    FieldSpec("mods_count", 4, "how many modules there are; the first is the initrd", decimal),
+    FieldSpec("mods_addr", 4, "where the list of modules is", address),
+    *(FieldSpec(f"syms[{index}]", 4, "not valid: there are no symbols") for index in range(4)),
+    FieldSpec("mmap_length", 4, "the memory map's size in bytes", decimal),
+    FieldSpec("mmap_addr", 4, "where the memory map is", address),
+    FieldSpec("drives_length", 4, "not valid: there are no drives"),
+    FieldSpec("drives_addr", 4, "not valid"),
+    FieldSpec("config_table", 4, "not valid: there is no BIOS"),
+    FieldSpec("boot_loader_name", 4, "where our name is", address),
+    FieldSpec("apm_table", 4, "not valid"),
+)
+_MULTIBOOT_MODULE = (
+    FieldSpec("mod_start", 4, "where it begins", address),
+    FieldSpec("mod_end", 4, "the address behind its last byte", address),
+    FieldSpec("string", 4, "where its name and command line are", address),
+    FieldSpec("reserved", 4, "zero"),
+)
+_MULTIBOOT_MMAP_ENTRY = (
+    FieldSpec("entry_size", 4, "the bytes that follow this field", decimal),
+    *_E820_ENTRY,
+)
+
+
+def _describe_multiboot(data: memoryview, gpa: int) -> Iterator[Section]:
+    source = "Multiboot Specification 0.6.96, 3.3"
+    fields = read_fields(data, 0, _MULTIBOOT_INFO)
+    about = f"What Multiboot hands to the kernel, at {address(gpa)}."
+    yield Section("multiboot_info", "Multiboot information", source, about, fields)
+    values = values_of(fields)
+    if values["mods_count"]:
+        modules = data[values["mods_addr"] - gpa :]
+        yield _describe_modules(modules, values["mods_count"], _MULTIBOOT_MODULE, source)
+    count = values["mmap_length"] // size_of(_MULTIBOOT_MMAP_ENTRY)
+    memmap = data[values["mmap_addr"] - gpa :]
+    yield _describe_memory_map(memmap, count, _MULTIBOOT_MMAP_ENTRY, source)
 
 
 _BOOT_PARAMS = (
@@ -305,25 +362,35 @@ def _describe_boot_params(data: memoryview) -> Iterator[Section]:
         "What the Linux protocols hand to the kernel; the fields that the loader writes.",
         tuple(fields),
     )
-    yield _describe_memory_map(
-        data, boot_params.E820_TABLE.offset, data[boot_params.E820_ENTRIES.offset], _E820_ENTRY,
-        "Documentation/arch/x86/zero-page.rst, e820_table",
-    )  # fmt: skip
+    e820_table = data[boot_params.E820_TABLE.offset :]
+    count = data[boot_params.E820_ENTRIES.offset]
+    source = "Documentation/arch/x86/zero-page.rst, e820_table"
+    yield _describe_memory_map(e820_table, count, _E820_ENTRY, source)
+
+
+def _describe_modules(
+    data: memoryview, count: int, specs: tuple[FieldSpec, ...], source: str
+) -> Section:
+    table = _read_table(data, count, specs)
+    return Section("modules", "Modules", source, "The first is the initrd.", table=table)
 
 
 def _describe_memory_map(
-    data: memoryview, offset: int, count: int, specs: tuple[FieldSpec, ...], source: str
+    data: memoryview, count: int, specs: tuple[FieldSpec, ...], source: str
 ) -> Section:
-    entry_bytes = sum(spec.size for spec in specs)
-    rows = []
-    for index in range(count):
-        fields = read_fields(data, offset + index * entry_bytes, specs)
-        rows.append(tuple(Cell(field.value, field.shown) for field in fields))
-    columns = tuple(Column(spec.name, spec.meaning) for spec in specs)
     return Section(
         "memory_map_entries",
         "The memory map that the kernel is given",
         source,
         "Low memory counts as usable: the kernel copies what it needs before it gives that away.",
-        table=Table(columns, tuple(rows)),
+        table=_read_table(data, count, specs),
     )
+
+
+def _read_table(data: memoryview, count: int, specs: tuple[FieldSpec, ...]) -> Table:
+    """``count`` structures in a row."""
+    rows = []
+    for index in range(count):
+        fields = read_fields(data, index * size_of(specs), specs)
+        rows.append(tuple(Cell(field.value, field.shown) for field in fields))
+    return Table(tuple(Column(spec.name, spec.meaning) for spec in specs), tuple(rows))

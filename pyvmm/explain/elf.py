@@ -24,17 +24,17 @@ from pyvmm.explain.fields import (
     values_of,
 )
 from pyvmm.explain.model import Cell, Column, Field, Section, Table
-from pyvmm.explain.notes import MAX_NOTES, Note, read_notes
+from pyvmm.explain.notes import MAX_NOTES
 from pyvmm.explain.notes import describe as describe_notes
 from pyvmm.loader.elf import (
     ELFCLASS32,
     ELFDATA2MSB,
-    MAX_NOTES_BYTES,
     MAX_PROGRAM_HEADERS,
     PT_LOAD,
     PT_NOTE,
 )
 from pyvmm.loader.load import Placement
+from pyvmm.loader.pvh_note import Note, read_notes
 
 _IDENT = (
     FieldSpec("EI_MAG", 4, "the magic number: 7f and ELF", magic(4)),
@@ -163,9 +163,9 @@ def describe(data: memoryview, *, key: str = "elf", what: str = "ELF") -> Iterat
     )
     if header.program_headers:
         yield _describe_program_headers(header, key, what)
-    notes = list(islice(_notes(data, header), MAX_NOTES))
-    if notes:
-        yield describe_notes(f"{key}_notes", f"{what}: notes", notes)
+    notes, problem = _notes(data, header)
+    if notes or problem:
+        yield describe_notes(f"{key}_notes", f"{what}: notes", notes, problem)
 
 
 def segments(data: memoryview) -> list[Placement]:
@@ -198,11 +198,21 @@ def _describe_program_headers(header: _Header, key: str, what: str) -> Section:
     )
 
 
-def _notes(data: memoryview, header: _Header) -> Iterator[Note]:
+def _notes(data: memoryview, header: _Header) -> tuple[list[Note], str]:
+    """The notes in all PT_NOTE segments, and what keeps more from being read."""
+    notes: list[Note] = []
+    problem = ""
     if header.big_endian:
-        return  # for no machine that pyvmm has
+        return notes, problem  # for no machine that pyvmm has
     for fields in header.program_headers:
         values = values_of(fields)
-        if values["p_type"] == PT_NOTE:
-            size_bytes = min(values["p_filesz"], MAX_NOTES_BYTES)
-            yield from read_notes(data, values["p_offset"], size_bytes)
+        if values["p_type"] != PT_NOTE:
+            continue
+        room = MAX_NOTES - len(notes)
+        try:
+            # One by one: those before a damaged one are kept.
+            for note in islice(read_notes(data, values["p_offset"], values["p_filesz"]), room):
+                notes.append(note)  # noqa: PERF402
+        except ValueError as error:
+            problem = str(error)
+    return notes, problem

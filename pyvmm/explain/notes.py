@@ -10,46 +10,15 @@ xen/include/public/elfnote.h; Linux's own: include/linux/build-salt.h and elfnot
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pyvmm.explain.fields import address, cell, text_cell
 from pyvmm.explain.model import Cell, Column, Section, Table, printable
-from pyvmm.units import align_up
+from pyvmm.loader.pvh_note import Note
 
 MAX_NOTES = 128
 """More than any kernel has; Linux has about 20. Of a hostile file no more are shown."""
-
-_NHDR = struct.Struct("<III")
-
-
-class Note(NamedTuple):
-    """One note, and where it lies in the file."""
-
-    offset: int
-    name: bytes
-    """Without its NUL."""
-    type: int
-    desc: bytes
-
-
-def read_notes(data: memoryview, offset: int, size_bytes: int) -> Iterator[Note]:
-    """The notes in that part of ``data``, as far as they can be read."""
-    end = min(offset + size_bytes, len(data))
-    while offset + _NHDR.size <= end:
-        namesz, descsz, note_type = _NHDR.unpack_from(data, offset)
-        name = offset + _NHDR.size
-        desc = name + align_up(namesz, 4)
-        if desc + descsz > end:
-            return
-        yield Note(
-            offset,
-            bytes(data[name : name + namesz]).rstrip(b"\0"),
-            note_type,
-            bytes(data[desc : desc + descsz]),
-        )
-        offset = desc + align_up(descsz, 4)
 
 
 # How a description is shown.
@@ -123,29 +92,32 @@ _COLUMNS = (
 )
 
 
-def describe(key: str, title: str, notes: list[Note]) -> Section:
-    """The section about ``notes``."""
+def describe(key: str, title: str, notes: list[Note], problem: str) -> Section:
+    """The section about ``notes``, and the ``problem`` that kept more from being read, if any."""
+    about = (
+        "A PT_NOTE segment holds notes. Those of Xen that say PV are for its paravirtual mode, "
+        "which pyvmm does not have; PHYS32_ENTRY is PVH's, and makes that protocol possible."
+    )
+    if problem:
+        about = f"There is more that cannot be read: {problem}. {about}"
     return Section(
         key,
         title,
         "System V gABI 5, Note Section; xen/include/public/elfnote.h",
-        "A PT_NOTE segment holds notes. Those of Xen that say PV are for its paravirtual mode, "
-        "which pyvmm does not have; PHYS32_ENTRY is PVH's, and makes that protocol possible.",
+        about,
         table=Table(_COLUMNS, tuple(_row(note) for note in notes)),
     )
 
 
 def _row(note: Note) -> tuple[Cell, ...]:
-    kind = _KINDS.get((note.name, note.type))
-    owner = printable(note.name.decode("latin-1"))
+    name, desc = note.name.rstrip(b"\0"), bytes(note.desc)
+    kind = _KINDS.get((name, note.type))
     if kind is None:
-        name, shown, meaning = f"type {note.type:#x}", _hexadecimal(note.desc), "not known here"
-    else:
-        name, shown, meaning = kind.name, kind.show(note.desc), kind.meaning
+        kind = _Kind(f"type {note.type:#x}", _hexadecimal, "not known here")
     return (
         cell(note.offset),
-        text_cell(owner),
-        Cell(note.type, name),
-        Cell(note.desc.hex(), shown),
-        text_cell(meaning),
+        text_cell(printable(name.decode("latin-1"))),
+        Cell(note.type, kind.name),
+        Cell(desc.hex(), kind.show(desc)),
+        text_cell(kind.meaning),
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pyvmm.errors import ConfigError, ImageError, KernelImageError, PyvmmError
-from pyvmm.explain import boot, bzimage, elf, linux
+from pyvmm.explain import boot, bzimage, elf, linux, multiboot
 from pyvmm.explain.fields import address, human_size
 from pyvmm.explain.memory_map import draw
 from pyvmm.explain.model import Field, Problem, Report, Section, printable
@@ -20,6 +20,7 @@ from pyvmm.loader.decompress import identify
 from pyvmm.loader.elf import ELFMAG
 from pyvmm.loader.image import SETUP_HEADER_MAGIC, ImageFormat
 from pyvmm.loader.load import Decompress, Placement, extract_vmlinux
+from pyvmm.loader.multiboot import find_header
 from pyvmm.loader.rules import RULES
 from pyvmm.memory import GuestMemory
 from pyvmm.prepare import Prepared, prepare
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def explain(image: KernelImage, config: MachineConfig) -> Report:
-    """The report on ``image``, were it booted as ``config`` says (whose ``kernel`` is not used).
+    """The report on ``image``, were it booted as ``config`` says, whose kernel it is.
 
     Raises HostError if this host has not the memory for it.
     """
@@ -68,12 +69,14 @@ def _format_of(data: memoryview) -> ImageFormat | None:
     offset, magic = SETUP_HEADER_MAGIC
     if data[offset : offset + len(magic)] == magic:
         return ImageFormat.BZIMAGE
-    return ImageFormat.ELF if data[: len(ELFMAG)] == ELFMAG else None
+    if data[: len(ELFMAG)] == ELFMAG:
+        return ImageFormat.ELF
+    return ImageFormat.MULTIBOOT if find_header(data) is not None else None
 
 
 def _unpack(image: KernelImage, image_format: ImageFormat | None) -> tuple[memoryview | None, str]:
     """The vmlinux in ``image``, or why there is none."""
-    if image_format is ImageFormat.ELF:
+    if image_format in (ImageFormat.ELF, ImageFormat.MULTIBOOT):
         return image.data, ""
     if image_format is None:
         return None, ""
@@ -113,6 +116,8 @@ def _wanted(
             Placement("protected-mode kernel", load_gpa, bz.kernel_bytes),
             Placement("room to decompress itself", end_gpa, room_bytes),
         ]
+    if image_format is ImageFormat.MULTIBOOT:
+        return multiboot.segments(data)
     return elf.segments(vmlinux) if vmlinux is not None else []
 
 
@@ -124,6 +129,9 @@ def _describe_image(
 ) -> Iterator[Section]:
     if image_format is ImageFormat.ELF:
         yield from elf.describe(data)
+        yield from multiboot.describe(data)
+    elif image_format is ImageFormat.MULTIBOOT:
+        yield from multiboot.describe(data)
     elif image_format is ImageFormat.BZIMAGE:
         yield from bzimage.describe(data)
         yield _describe_payload(data, vmlinux, unpacking_problem)
@@ -176,8 +184,8 @@ def _summarize(
         add("format", f"bzImage, boot protocol {layout.protocol}, {human_size(size_bytes)}")
         if layout.version_string:
             add("kernel", layout.version_string)
-    elif image_format is ImageFormat.ELF:
-        add("format", f"ELF, {human_size(size_bytes)}")
+    elif image_format is not None:
+        add("format", f"{image_format.value}, {human_size(size_bytes)}")
         banner = linux.version_string(image.data)
         if banner:
             add("kernel", banner)

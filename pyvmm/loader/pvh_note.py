@@ -100,6 +100,8 @@ class Note(NamedTuple):
     name: bytes
     type: int
     desc: memoryview
+    offset: int
+    """Where it begins in the file."""
 
 
 ABSENT = PvhEntry(PvhState.ABSENT)
@@ -125,7 +127,12 @@ def read_notes(data: memoryview, offset: int, size_bytes: int) -> Iterator[Note]
                 f"the note at {position:#x} of the notes (namesz {namesz}, descsz {descsz}) "
                 f"reaches beyond their end, {len(notes):#x}"
             )
-        yield Note(bytes(notes[name : name + namesz]), note_type, notes[desc : desc + descsz])
+        yield Note(
+            bytes(notes[name : name + namesz]),
+            note_type,
+            notes[desc : desc + descsz],
+            offset + position,
+        )
         position = desc + align_up(descsz, 4)
 
 
