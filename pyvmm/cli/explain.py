@@ -6,9 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from pyvmm.config import DEFAULT_CMDLINE, DEFAULT_MEMORY_BYTES, MachineConfig
+from pyvmm.cli.boot_options import add_boot_options, boot_config
 from pyvmm.errors import KernelImageError
-from pyvmm.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -42,46 +41,24 @@ def configure(parser: ArgumentParser) -> None:
         "--config", action="store_true", help="the configuration that a kernel has in it, alone"
     )
     add("-o", "--output", metavar="FILE", help="where to write it (default: standard output)")
-    add("--cmdline", default=DEFAULT_CMDLINE, metavar="TEXT", help="as of `pyvmm run`")
-    add("--initrd", metavar="FILE", help="as of `pyvmm run`")
-    add(
-        "--mem",
-        metavar="SIZE",
-        default=format_size(DEFAULT_MEMORY_BYTES).replace(" MiB", "M"),
-        help="guest memory (default: %(default)s)",
-    )
-    add(
-        "--protocol",
-        choices=("auto", "pvh", "linux64", "linux32"),
-        default="auto",
-        help="as of `pyvmm run`",
-    )
-    add("--decompress", choices=("host", "guest"), help="as of `pyvmm run`")
+    add_boot_options(parser)
 
 
 def run(args: Namespace) -> int:
     """Explain; 0 if it can be booted, 2 if not."""
-    from pyvmm.boot import Protocol
     from pyvmm.cli.fetch import progress_on_stderr
     from pyvmm.explain.report import explain
     from pyvmm.fetch import resolve_kernel
     from pyvmm.loader.image import KernelImage
-    from pyvmm.loader.load import Decompress
 
-    config = MachineConfig(
-        kernel="",  # explain() is given the image itself
-        cmdline=args.cmdline,
-        initrd=args.initrd,
-        memory_bytes=parse_size(args.mem),
-        protocol=Protocol(args.protocol),
-        decompress=Decompress(args.decompress) if args.decompress else None,
-    )
+    config = boot_config(args)
     config.check()
-    with KernelImage.open(resolve_kernel(args.kernel, progress=progress_on_stderr())) as image:
+    path = resolve_kernel(args.kernel, progress=progress_on_stderr())
+    with KernelImage.open(path) as image:
         if args.config:
             _write(_configuration(image), args.output)
             return 0
-        report = explain(image, config)
+        report = explain(image, config._replace(kernel=path))
     _write(_render(report, args), args.output)
     return 0 if report.problem is None else 2
 
@@ -116,9 +93,8 @@ def _render(report: Report, args: Namespace) -> str:
 
 def _wants_colour() -> bool:
     """As no-color.org has it, and never in a pipe or file."""
-    return (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _terminal_width() -> int:
@@ -139,6 +115,8 @@ def _write(text: str, path: str | None) -> None:
         from pyvmm.loader.files import write_whole
 
         write_whole(path, text.encode("utf-8", "backslashreplace"))
+        return
+    if sys.stdout is None:  # closed: nobody wants to know
         return
     encoding = sys.stdout.encoding
     try:

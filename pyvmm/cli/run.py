@@ -6,24 +6,21 @@ import signal
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from pyvmm.boot import Protocol
+from pyvmm.cli.boot_options import add_boot_options, boot_config
 from pyvmm.cli.messages import tell
-from pyvmm.config import DEFAULT_CMDLINE, DEFAULT_MEMORY_BYTES, MachineConfig
 from pyvmm.errors import ConfigError
-from pyvmm.loader.load import Decompress
 from pyvmm.machine import Machine
 from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
 from pyvmm.serial_backend import File, SerialBackend, Stdio, open_backend
 from pyvmm.terminal import guard_standard_fds
-from pyvmm.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-    from pyvmm.loader.kaslr import Kaslr
+    from pyvmm.config import MachineConfig
 
 HELP = "boot a kernel, its serial console on this terminal"
 
@@ -52,27 +49,7 @@ def configure(parser: ArgumentParser) -> None:
         help="vmlinux, bzImage or Multiboot kernel, or a name from `pyvmm fetch --list`; "
         "default: the embedded one",
     )
-    add(
-        "--cmdline",
-        default=DEFAULT_CMDLINE,
-        metavar="TEXT",
-        help="the kernel's command line (default: %(default)s)",
-    )
-    add("--initrd", metavar="FILE", help="initramfs or initrd, such as `pyvmm initramfs` makes")
-    add(
-        "--module",
-        metavar='"FILE [TEXT]"',
-        action="append",
-        default=[],
-        help="another file for a PVH or Multiboot kernel, and its command line; "
-        "may be given more than once",
-    )
-    add(
-        "--mem",
-        metavar="SIZE",
-        default=format_size(DEFAULT_MEMORY_BYTES).replace(" MiB", "M"),
-        help="guest memory: 512M, 5G (default: %(default)s)",
-    )
+    add_boot_options(parser)
     add("--cpus", metavar="N", type=_whole_number, default=1, help="processors (default: 1)")
     add(
         "--serial",
@@ -82,24 +59,6 @@ def configure(parser: ArgumentParser) -> None:
         "up to four times, for ttyS0 to ttyS3",
     )
     add("--no-reboot", action="store_true", help="end the run when the guest resets itself")
-    add(
-        "--protocol",
-        choices=("auto", "pvh", "multiboot", "linux64", "linux32"),
-        default="auto",
-        help="how the kernel is entered (default: the first of these that it has)",
-    )
-    add(
-        "--decompress",
-        choices=("host", "guest"),
-        help="who decompresses a bzImage (default: the host, except for linux32)",
-    )
-    add(
-        "--kaslr",
-        nargs="?",
-        const="",
-        metavar="PHYSICAL:VIRTUAL",
-        help="move the kernel to random addresses, or to these",
-    )
     add(
         "--timeout",
         metavar="SECONDS",
@@ -192,34 +151,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def _config(args: Namespace) -> MachineConfig:
-    return MachineConfig(
-        kernel="",  # not known yet: it may have to be fetched
-        cmdline=args.cmdline,
-        initrd=args.initrd,
-        modules=tuple(_module(text) for text in args.module),
-        memory_bytes=parse_size(args.mem),
+    return boot_config(args)._replace(
         cpus=args.cpus,
-        protocol=Protocol(args.protocol),
-        decompress=Decompress(args.decompress) if args.decompress else None,
         backing=Backing(args.backing),
         huge_pages=HugePages(args.huge_pages),
         reboot=not args.no_reboot,
-        kaslr=None if args.kaslr is None else _kaslr(args.kaslr),
     )
-
-
-def _kaslr(text: str) -> Kaslr:
-    """What --kaslr asks for: nothing, or PHYSICAL:VIRTUAL, of which either may be left out."""
-    from pyvmm.loader.kaslr import Kaslr  # only here: few boots need it
-
-    physical, _, virtual = text.partition(":")
-    try:
-        return Kaslr(int(physical, 0) if physical else None, int(virtual, 0) if virtual else None)
-    except ValueError:
-        raise ConfigError(
-            f"{text!r} is no pair of addresses; expected --kaslr without a value, or with one such "
-            "as 0x20000000:0xffffffffa0000000"
-        ) from None
 
 
 def _kernel_path(kernel: str | None) -> str:
@@ -234,14 +171,6 @@ def _kernel_path(kernel: str | None) -> str:
     from pyvmm.fetch import resolve_kernel
 
     return resolve_kernel(kernel, progress=progress_on_stderr())
-
-
-def _module(text: str) -> tuple[str, str]:
-    """``FILE TEXT`` as its two parts."""
-    path, _, cmdline = text.strip().partition(" ")
-    if not path:
-        raise ConfigError(f"--module {text!r} names no file; expected a path, then perhaps text")
-    return path, cmdline.strip()
 
 
 def _whole_number(text: str) -> int:

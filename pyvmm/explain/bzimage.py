@@ -25,7 +25,14 @@ from pyvmm.explain.fields import (
     values_of,
 )
 from pyvmm.explain.model import Cell, Column, Field, Section, Table, printable
-from pyvmm.loader.bzimage import HEADER_OFFSET, MAGIC_OFFSET, PARAGRAPH_BYTES, SECTOR_BYTES
+from pyvmm.loader.bzimage import (
+    HEADER_OFFSET,
+    JUMP_OFFSET,
+    JUMP_SHORT,
+    MAGIC_OFFSET,
+    PARAGRAPH_BYTES,
+    SECTOR_BYTES,
+)
 from pyvmm.units import align_down
 
 _BOOT_RST = "Documentation/arch/x86/boot.rst"
@@ -247,8 +254,19 @@ def describe(data: memoryview) -> Iterator[Section]:
 
 
 def _header_fields(data: memoryview) -> tuple[Field, ...]:
+    """The fields that the version has, as far as the header's own length goes."""
     version = int.from_bytes(data[0x206:0x208], "little")
     specs = [spec for since in _SETUP_HEADER if since.version <= version for spec in since.fields]
+    opcode, displacement = data[JUMP_OFFSET : JUMP_OFFSET + 2]
+    end = MAGIC_OFFSET + displacement
+    # Without such a jump there is no saying where it ends.
+    is_jump = opcode == JUMP_SHORT and MAGIC_OFFSET + 4 <= end < MAGIC_OFFSET + 0x80
+    offset = HEADER_OFFSET
+    for index, spec in enumerate(specs):
+        offset += spec.size
+        if is_jump and offset > end:
+            specs = specs[:index]
+            break
     return read_fields(data, HEADER_OFFSET, specs)
 
 

@@ -136,8 +136,10 @@ class _Header:
         values = values_of(self.ident)
         self.big_endian = values.get("EI_DATA") == ELFDATA2MSB
         self.word = 4 if values.get("EI_CLASS") == ELFCLASS32 else 8
-        start = size_of(_IDENT)
-        self.fields = read_fields(data, start, _ehdr(self.word), big_endian=self.big_endian)
+        self.fields: tuple[Field, ...] = ()
+        if len(values) == len(_IDENT):
+            start = size_of(_IDENT)
+            self.fields = read_fields(data, start, _ehdr(self.word), big_endian=self.big_endian)
         values = values_of(self.fields)
         specs = _phdr(self.word)
         self.program_headers: list[tuple[Field, ...]] = []

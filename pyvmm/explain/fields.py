@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pyvmm.explain.model import Bit, Cell, Field, printable
-from pyvmm.units import GiB, KiB, MiB
+from pyvmm.units import KiB
 
 Show = Callable[[int], str]
 
@@ -100,10 +100,12 @@ def size(value: int) -> str:
 
 def human_size(value: int) -> str:
     """``6.2 MiB``: at most one decimal, so not exact."""
-    for unit, name in ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
-        if value >= unit:
-            return f"{value / unit:.1f}".removesuffix(".0") + f" {name}"
-    return f"{value} bytes" if value != 1 else "1 byte"
+    index = min((value.bit_length() - 1) // 10, len(_UNITS) - 1) if value else 0
+    number = f"{value / (1 << 10 * index):.1f}".removesuffix(".0")
+    return f"{number} {_UNITS[index]}" if value != 1 else "1 byte"
+
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def magic(length: int, *, big_endian: bool = False) -> Show:

@@ -121,15 +121,21 @@ class _Renderer:
         indent = len(_GAP) + name_width + len(_GAP)
         if offset_width:
             indent += offset_width + len(_GAP)
+        is_narrow = self.width - indent < _MEANING_MINIMUM
+        if is_narrow:  # the value goes below as well
+            indent = len(_FOLD_INDENT)
         value_width = self._best_value_width(fields, indent)
         for field, offset in zip(fields, offsets, strict=True):
             start = _GAP
             if offset_width:
                 start += self.styles.quiet(offset.rjust(offset_width)) + _GAP
             start += self.styles.name(field.name.ljust(name_width)) + _GAP
-            first, *others = self._value_and_meaning(field, indent, value_width)
-            yield (start + first).rstrip()
-            yield from (" " * indent + line for line in others)
+            lines = self._value_and_meaning(field, indent, value_width)
+            if is_narrow:
+                yield start.rstrip()
+            else:
+                yield (start + lines.pop(0)).rstrip()
+            yield from (" " * indent + line for line in lines)
             for bit in field.bits:
                 mark = "x" if bit.is_set else "-"
                 text = f"{mark} {bit.name}: {bit.meaning}"
@@ -237,12 +243,14 @@ def _wrap(
     text: str, width: int, *, initial_indent: str = "", subsequent_indent: str = ""
 ) -> list[str]:
     """``text`` in lines of ``width``; names with hyphens in them stay whole."""
-    return TextWrapper(
+    wrapper = TextWrapper(
         width,
         initial_indent=initial_indent,
         subsequent_indent=subsequent_indent,
         break_on_hyphens=False,
-    ).wrap(text)
+    )
+    # It leaves white space where it has broken a word that is too long.
+    return [line.rstrip() for line in wrapper.wrap(text)]
 
 
 def _draws_line(lower: Span, upper: Span) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from builders import bzimage as bz
@@ -13,8 +15,11 @@ from builders.kaslr import relocatable_vmlinux, relocation_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvmm.config import MachineConfig
 from pyvmm.errors import InitrdError, KernelImageError
 from pyvmm.loader.image import ImageFormat, KernelImage, detect
+from pyvmm.explain import as_html, as_json, text
+from pyvmm.explain.report import explain
 from pyvmm.loader.initrd import place_initrd
 from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress, LoadedKernel, extract_vmlinux, load_kernel
@@ -174,3 +179,14 @@ def test_mutated_payload_is_loaded_or_refused(
         )
         payload[position] = data.draw(st.integers(0, 255))
     try_to_boot(bz.bzimage(bytes(payload)), memory)
+
+
+@settings(bounded, max_examples=EXAMPLES // 2)
+@given(mutated_images(), st.sampled_from(Decompress))
+def test_mutated_image_is_explained(data: bytes, decompress: Decompress) -> None:
+    config = MachineConfig(kernel="kernel", memory_bytes=16 * MiB, decompress=decompress)
+    report = explain(KernelImage.from_bytes(data), config)
+    json.loads(as_json.render(report))
+    ElementTree.fromstring(as_html.render(report))
+    lines = text.render(report, width=80).splitlines()
+    assert [line for line in lines if len(line) > 80 or not line.isprintable()] == []
