@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pyvmm.errors import ConfigError, ImageError, KernelImageError, PyvmmError
-from pyvmm.explain import boot, bzimage, elf, linux, multiboot
+from pyvmm.explain import boot, bzimage, elf, linux, multiboot, pe
 from pyvmm.explain.fields import address, human_size
 from pyvmm.explain.memory_map import draw
 from pyvmm.explain.model import Field, Problem, Report, Section, printable
@@ -134,6 +134,7 @@ def _describe_image(
         yield from multiboot.describe(data)
     elif image_format is ImageFormat.BZIMAGE:
         yield from bzimage.describe(data)
+        yield from pe.describe(data)
         yield _describe_payload(data, vmlinux, unpacking_problem)
         if vmlinux is not None:
             yield from elf.describe(vmlinux, key="payload_elf", what="The vmlinux in it")
