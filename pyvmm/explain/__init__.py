@@ -5,8 +5,9 @@
     fields.py      a format's table of fields, read from any bytes however damaged
 
     elf.py         ELF: header, program headers            notes.py   its notes, by owner
-    bzimage.py     setup_header, kernel_info, the payload  linux.py   version string, configuration
-    multiboot.py   the Multiboot header
+    bzimage.py     setup_header, kernel_info               pe.py      headers of EFI programs
+    multiboot.py   the Multiboot header                    flat.py    arm64, riscv64, EFI zboot
+    linux.py       version string, configuration           relocations.py   what --kaslr changes
 
     boot.py        what is loaded where, how it is entered, and in which state
     memory_map.py  guest memory as a list of spans, to be drawn

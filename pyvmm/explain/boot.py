@@ -1,7 +1,7 @@
 """What pyvmm made of an image: what it loaded where, how the guest is entered, and in which state.
 
-All of it is read back from a ``Prepared``: from the bytes in the plan's blobs and the registers
-in its EntryState, not from what was meant to be there.
+All of it is read back: from the registers at entry, and from guest memory, where they point to.
+So it is what the kernel will find, not what was meant to be there.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from pyvmm.units import PAGE_SIZE
 if TYPE_CHECKING:
     from pyvmm.arch.x86_64.gdt import Segment
     from pyvmm.arch.x86_64.registers import EntryState
+    from pyvmm.loader.kaslr import Move
+    from pyvmm.memory import GuestMemory
     from pyvmm.prepare import Prepared
 
 _SOURCES = {
@@ -43,22 +45,23 @@ _SOURCES = {
 }
 
 
-def describe(prepared: Prepared, requested: Protocol) -> Iterator[Section]:
-    """The sections about the boot that ``prepared`` is ready for."""
+def describe(prepared: Prepared, memory: GuestMemory, requested: Protocol) -> Iterator[Section]:
+    """The sections about the boot that ``prepared`` is ready for, in ``memory``."""
+    entry = prepared.plan.entry
     yield _describe_protocols(prepared, requested)
+    if prepared.kernel.move is not None:
+        yield _describe_move(prepared.kernel.move)
     yield _describe_placements(prepared)
     yield _describe_registers(prepared)
-    yield _describe_gdt(prepared.plan.entry)
-    for blob in prepared.plan.blobs:
-        data = memoryview(blob.data)
-        if blob.name == "page tables":
-            yield _describe_page_tables(data, blob.gpa)
-        elif blob.name == "start_info":
-            yield from _describe_start_info(data, blob.gpa)
-        elif blob.name == "Multiboot information":
-            yield from _describe_multiboot(data, blob.gpa)
-        elif blob.name == "boot_params":
-            yield from _describe_boot_params(data)
+    yield _describe_gdt(entry, memory)
+    if entry.cr3:
+        yield _describe_page_tables(memory, entry.cr3)
+    if prepared.protocol is Protocol.PVH:
+        yield from _describe_start_info(memory, entry.rbx)
+    elif prepared.protocol is Protocol.MULTIBOOT:
+        yield from _describe_multiboot(memory, entry.rbx)
+    else:
+        yield from _describe_boot_params(memory, entry.rsi)
 
 
 def placements(prepared: Prepared) -> list[Placement]:
@@ -95,6 +98,31 @@ def _describe_protocols(prepared: Prepared, requested: Protocol) -> Section:
         "",
         "pyvmm takes the first that the kernel has an entry for, unless --protocol says which.",
         table=Table(columns, tuple(rows)),
+    )
+
+
+def _describe_move(move: Move) -> Section:
+    fields = (
+        Field(
+            "physical_base", move.physical_base, address(move.physical_base),
+            "where its first byte lies",
+        ),
+        Field(
+            "virtual_base", move.virtual_base, address(move.virtual_base),
+            "where it maps that",
+        ),
+        Field(
+            "virtual_offset", move.virtual_offset, address(move.virtual_offset),
+            "what was added to its addresses: the Kernel Offset of a panic",
+        ),
+    )  # fmt: skip
+    return Section(
+        "kaslr",
+        "Where it was moved",
+        "arch/x86/boot/compressed/kaslr.c",
+        "Its relocations have been applied. Another run chooses other addresses, unless they are "
+        "given.",
+        fields,
     )
 
 
@@ -188,12 +216,11 @@ def _segment(segment: Segment) -> str:
     return f"{kind}, base {segment.base:#x}, limit {segment.limit:#x}"
 
 
-def _describe_gdt(entry: EntryState) -> Section:
+def _describe_gdt(entry: EntryState, memory: GuestMemory) -> Section:
     used = {segment.selector: segment for segment in (entry.code, entry.data, entry.task)}
-    slots = [entry.gdt[start : start + 8] for start in range(0, len(entry.gdt), 8)]
     rows = []
-    for index, slot in enumerate(slots):
-        descriptor = int.from_bytes(slot, "little")
+    for index in range(len(entry.gdt) // 8):
+        descriptor = memory.read_u64(entry.gdt_gpa + index * 8)
         segment = used.get(index * 8)
         text = _segment(segment) if segment else "null"
         rows.append((cell(index * 8), cell(descriptor, lambda value: f"{value:016x}"),
@@ -212,19 +239,15 @@ def _describe_gdt(entry: EntryState) -> Section:
     )
 
 
-def _describe_page_tables(data: memoryview, gpa: int) -> Section:
-    """The identity map, as read back from its three levels."""
-    words = data.cast("Q")
-    per_table = PAGE_SIZE // 8
-    frame = ~(PAGE_SIZE - 1)
-    pdpt_gpa = words[0] & frame
-    pdpt = words[(pdpt_gpa - gpa) // 8 :][:per_table]
-    directories = [entry & frame for entry in pdpt if entry]
-    leaves = words[(directories[0] - gpa) // 8 :][: len(directories) * per_table]
-    page_bytes = (leaves[1] & frame) - (leaves[0] & frame)
-    mapped_bytes = sum(1 for leaf in leaves if leaf) * page_bytes
+def _describe_page_tables(memory: GuestMemory, pml4_gpa: int) -> Section:
+    """The identity map: one entry of the PML4, directories behind each other, large pages."""
+    pdpt_gpa = memory.read_u64(pml4_gpa) & _FRAME
+    directories = [entry & _FRAME for entry in _table(memory, pdpt_gpa) if entry]
+    leaves = [entry & _FRAME for directory in directories for entry in _table(memory, directory)]
+    page_bytes = leaves[1] - leaves[0]
+    mapped_bytes = leaves[-1] + page_bytes
     fields = (
-        Field("PML4", gpa, address(gpa), "1 entry; CR3 points here"),
+        Field("PML4", pml4_gpa, address(pml4_gpa), "1 entry; CR3 points here"),
         Field("PDPT", pdpt_gpa, address(pdpt_gpa), f"{len(directories)} entries, one for each GiB"),
         Field("PD", directories[0], address(directories[0]), f"{len(directories)} directories"),
         Field("page", page_bytes, human_size(page_bytes), "present, writable"),
@@ -237,6 +260,13 @@ def _describe_page_tables(data: memoryview, gpa: int) -> Section:
         "A 64-bit entry is made with paging on: virtual addresses are the physical ones.",
         fields,
     )
+
+
+_FRAME = ~0xFFF  # SDM 3A table 4-15 and following: the address in an entry
+
+
+def _table(memory: GuestMemory, gpa: int) -> memoryview:
+    return memory.view(gpa, PAGE_SIZE).cast("Q")
 
 
 # What the kernel is told
@@ -268,17 +298,16 @@ _MEMMAP_ENTRY = (
 _E820_ENTRY = _MEMMAP_ENTRY[:3]
 
 
-def _describe_start_info(data: memoryview, gpa: int) -> Iterator[Section]:
+def _describe_start_info(memory: GuestMemory, gpa: int) -> Iterator[Section]:
     source = "xen/include/public/arch-x86/hvm/start_info.h"
-    fields = read_fields(data, 0, _START_INFO)
+    fields = _read_structure(memory, gpa, _START_INFO)
     about = f"What PVH hands to the kernel, at {address(gpa)}."
     yield Section("start_info", "hvm_start_info", source, about, fields)
     values = values_of(fields)
-    if values["nr_modules"]:
-        modules = data[values["modlist_paddr"] - gpa :]
-        yield _describe_modules(modules, values["nr_modules"], _MODLIST_ENTRY, source)
-    memmap = data[values["memmap_paddr"] - gpa :]
-    yield _describe_memory_map(memmap, values["memmap_entries"], _MEMMAP_ENTRY, source)
+    modules = _read_table(memory, values["modlist_paddr"], values["nr_modules"], _MODLIST_ENTRY)
+    yield from _describe_modules(modules, source)
+    memmap = _read_table(memory, values["memmap_paddr"], values["memmap_entries"], _MEMMAP_ENTRY)
+    yield _describe_memory_map(memmap, source)
 
 
 _MULTIBOOT_FLAGS = (
@@ -317,18 +346,17 @@ _MULTIBOOT_MMAP_ENTRY = (
 )
 
 
-def _describe_multiboot(data: memoryview, gpa: int) -> Iterator[Section]:
+def _describe_multiboot(memory: GuestMemory, gpa: int) -> Iterator[Section]:
     source = "Multiboot Specification 0.6.96, 3.3"
-    fields = read_fields(data, 0, _MULTIBOOT_INFO)
+    fields = _read_structure(memory, gpa, _MULTIBOOT_INFO)
     about = f"What Multiboot hands to the kernel, at {address(gpa)}."
     yield Section("multiboot_info", "Multiboot information", source, about, fields)
     values = values_of(fields)
-    if values["mods_count"]:
-        modules = data[values["mods_addr"] - gpa :]
-        yield _describe_modules(modules, values["mods_count"], _MULTIBOOT_MODULE, source)
+    modules = _read_table(memory, values["mods_addr"], values["mods_count"], _MULTIBOOT_MODULE)
+    yield from _describe_modules(modules, source)
     count = values["mmap_length"] // size_of(_MULTIBOOT_MMAP_ENTRY)
-    memmap = data[values["mmap_addr"] - gpa :]
-    yield _describe_memory_map(memmap, count, _MULTIBOOT_MMAP_ENTRY, source)
+    memmap = _read_table(memory, values["mmap_addr"], count, _MULTIBOOT_MMAP_ENTRY)
+    yield _describe_memory_map(memmap, source)
 
 
 _BOOT_PARAMS = (
@@ -341,7 +369,7 @@ _BOOT_PARAMS = (
     ("header", boot_params.HEADER_MAGIC, "HdrS", hex),
     ("version", boot_params.VERSION, "the protocol's version", hex),
     ("type_of_loader", boot_params.TYPE_OF_LOADER, "0xff: a loader without a number", hex),
-    ("loadflags", boot_params.LOADFLAGS, "LOADED_HIGH, and nothing that is not so", hex),
+    ("loadflags", boot_params.LOADFLAGS, "LOADED_HIGH, and KASLR_FLAG if it was moved", hex),
     ("code32_start", boot_params.CODE32_START, "where the kernel was loaded", address),
     ("ramdisk_image", boot_params.RAMDISK_IMAGE, "where the initrd is", address),
     ("ramdisk_size", boot_params.RAMDISK_SIZE, "the initrd's size", size),
@@ -351,46 +379,65 @@ _BOOT_PARAMS = (
 )
 
 
-def _describe_boot_params(data: memoryview) -> Iterator[Section]:
+_SETUP_DATA = (
+    FieldSpec("next", 8, "where the next node is; 0: this is the last", address),
+    FieldSpec("type", 4, "what its data are; 9: a seed for random numbers", decimal),
+    FieldSpec("len", 4, "how long they are", decimal),
+)
+
+
+def _describe_boot_params(memory: GuestMemory, gpa: int) -> Iterator[Section]:
+    page = memory.view(gpa, boot_params.SIZE_BYTES)
     fields: list[Field] = []
     for name, (offset, size_bytes), meaning, show in _BOOT_PARAMS:
-        fields += read_fields(data, offset, [FieldSpec(name, size_bytes, meaning, show)])
+        fields += read_fields(page, offset, [FieldSpec(name, size_bytes, meaning, show)])
     yield Section(
         "boot_params",
         "boot_params, the zero page",
         "Documentation/arch/x86/zero-page.rst",
-        "What the Linux protocols hand to the kernel; the fields that the loader writes.",
+        f"What the Linux protocols hand to the kernel, at {address(gpa)}; the fields that the "
+        "loader writes.",
         tuple(fields),
     )
-    e820_table = data[boot_params.E820_TABLE.offset :]
-    count = data[boot_params.E820_ENTRIES.offset]
-    source = "Documentation/arch/x86/zero-page.rst, e820_table"
-    yield _describe_memory_map(e820_table, count, _E820_ENTRY, source)
+    node_gpa = values_of(fields)["setup_data"]
+    if node_gpa:
+        yield Section(
+            "setup_data",
+            "setup_data",
+            "Documentation/arch/x86/boot.rst, setup_data",
+            "More parameters, in a list.",
+            table=_read_table(memory, node_gpa, 1, _SETUP_DATA),
+        )
+    count = page[boot_params.E820_ENTRIES.offset]
+    e820_table = _read_table(memory, gpa + boot_params.E820_TABLE.offset, count, _E820_ENTRY)
+    yield _describe_memory_map(e820_table, "Documentation/arch/x86/zero-page.rst, e820_table")
 
 
-def _describe_modules(
-    data: memoryview, count: int, specs: tuple[FieldSpec, ...], source: str
-) -> Section:
-    table = _read_table(data, count, specs)
-    return Section("modules", "Modules", source, "The first is the initrd.", table=table)
+def _describe_modules(table: Table, source: str) -> Iterator[Section]:
+    if table.rows:
+        yield Section("modules", "Modules", source, "The first is the initrd.", table=table)
 
 
-def _describe_memory_map(
-    data: memoryview, count: int, specs: tuple[FieldSpec, ...], source: str
-) -> Section:
+def _describe_memory_map(table: Table, source: str) -> Section:
     return Section(
         "memory_map_entries",
         "The memory map that the kernel is given",
         source,
         "Low memory counts as usable: the kernel copies what it needs before it gives that away.",
-        table=_read_table(data, count, specs),
+        table=table,
     )
 
 
-def _read_table(data: memoryview, count: int, specs: tuple[FieldSpec, ...]) -> Table:
+def _read_structure(
+    memory: GuestMemory, gpa: int, specs: tuple[FieldSpec, ...]
+) -> tuple[Field, ...]:
+    return read_fields(memory.view(gpa, size_of(specs)), 0, specs)
+
+
+def _read_table(memory: GuestMemory, gpa: int, count: int, specs: tuple[FieldSpec, ...]) -> Table:
     """``count`` structures in a row."""
     rows = []
     for index in range(count):
-        fields = read_fields(data, index * size_of(specs), specs)
+        fields = _read_structure(memory, gpa + index * size_of(specs), specs)
         rows.append(tuple(Cell(field.value, field.shown) for field in fields))
     return Table(tuple(Column(spec.name, spec.meaning) for spec in specs), tuple(rows))

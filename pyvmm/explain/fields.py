@@ -108,14 +108,18 @@ def human_size(value: int) -> str:
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
-def magic(length: int, *, big_endian: bool = False) -> Show:
+def magic(length: int) -> Show:
     """Of a magic number, the characters that it was chosen for: ``"HdrS"``."""
+    return lambda value: f'"{printable(_characters(value, length))}"'
 
-    def show(value: int) -> str:
-        raw = value.to_bytes(length, "big" if big_endian else "little")
-        return f'"{printable(raw.decode("latin-1"))}"'
 
-    return show
+def text(length: int) -> Show:
+    """Of characters that are padded with NULs, those before: ``.setup``."""
+    return lambda value: printable(_characters(value, length).rstrip(chr(0)))
+
+
+def _characters(value: int, length: int) -> str:
+    return value.to_bytes(length, "little").decode("latin-1")
 
 
 def one_of(names: Mapping[int, str]) -> Show:

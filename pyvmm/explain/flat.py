@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyvmm.explain.fields import BitSpec, FieldSpec, magic, read_fields, size
+from pyvmm.explain.fields import BitSpec, FieldSpec, magic, read_fields, size, text
 from pyvmm.explain.model import Section
 
 _PAGE_SIZES = ("unspecified", "4 KiB", "16 KiB", "64 KiB")
@@ -64,7 +64,7 @@ _ZBOOT = (
     FieldSpec("payload_size", 4, "its size", size),
     FieldSpec("reserved0", 4, "zero"),
     FieldSpec("reserved1", 4, "zero"),
-    FieldSpec("comp_type", 8, "how it is compressed", magic(8)),
+    FieldSpec("comp_type", 8, "how it is compressed", text(8)),
 )
 
 

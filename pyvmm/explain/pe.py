@@ -20,9 +20,10 @@ from pyvmm.explain.fields import (
     read_fields,
     size,
     size_of,
+    text,
     values_of,
 )
-from pyvmm.explain.model import Cell, Column, Section, Table, printable
+from pyvmm.explain.model import Cell, Column, Section, Table
 
 _MZ = b"MZ"
 _E_LFANEW = 0x3C
@@ -57,6 +58,11 @@ _DLL_CHARACTERISTICS = (
     BitSpec("NX_COMPAT", 0x0100, "never executes what it may write"),
 )
 
+
+def _machine(value: int) -> str:
+    return f"{value:#x} ({_MACHINES[value]})" if value in _MACHINES else hex(value)
+
+
 _DOS_HEADER = (
     FieldSpec("e_magic", 2, "the magic number: MZ", magic(2)),
     # What is between concerns MS-DOS, or the kernel whose header it is, too.
@@ -64,7 +70,7 @@ _DOS_HEADER = (
 _E_LFANEW_FIELD = FieldSpec("e_lfanew", 4, "where the PE signature is")
 _FILE_HEADER = (
     FieldSpec("Signature", 4, "the magic number: PE", magic(4)),
-    FieldSpec("Machine", 2, "the processor that it is for", lambda value: _machine(value)),
+    FieldSpec("Machine", 2, "the processor that it is for", _machine),
     FieldSpec("NumberOfSections", 2, "how many sections there are", decimal),
     FieldSpec("TimeDateStamp", 4, "when it was linked; 0 if that is not told"),
     FieldSpec("PointerToSymbolTable", 4, "deprecated"),
@@ -72,10 +78,6 @@ _FILE_HEADER = (
     FieldSpec("SizeOfOptionalHeader", 2, "the size of what follows", decimal),
     FieldSpec("Characteristics", 2, "what kind of program it is", hex, _CHARACTERISTICS),
 )
-
-
-def _machine(value: int) -> str:
-    return f"{value:#x} ({_MACHINES[value]})" if value in _MACHINES else hex(value)
 
 
 def _optional_header(is_plus: bool) -> tuple[FieldSpec, ...]:
@@ -115,12 +117,8 @@ def _optional_header(is_plus: bool) -> tuple[FieldSpec, ...]:
     )
 
 
-def _section_name(value: int) -> str:
-    return printable(value.to_bytes(8, "little").rstrip(b"\0").decode("latin-1"))
-
-
 _SECTION_HEADER = (
-    FieldSpec("Name", 8, "what is in it", _section_name),
+    FieldSpec("Name", 8, "what is in it", text(8)),
     FieldSpec("VirtualSize", 4, "its size in memory", size),
     FieldSpec("VirtualAddress", 4, "where it is in memory, from the program's start"),
     FieldSpec("SizeOfRawData", 4, "its size in the file", size),
@@ -165,7 +163,7 @@ def _describe_sections(data: memoryview, offset: int, count: int) -> Iterator[Se
     for index in range(min(count, _MAX_SECTIONS)):
         start = offset + index * size_of(_SECTION_HEADER)
         fields = {field.name: field for field in read_fields(data, start, _SECTION_HEADER)}
-        if len(fields) < len(_SECTION_HEADER):
+        if any(field.value is None for field in fields.values()):
             break
         row = [Cell(fields[name].value, fields[name].shown) for name in _SHOWN_COLUMNS]
         row[0] = Cell(row[0].shown, row[0].shown)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pyvmm.errors import ConfigError, ImageError, KernelImageError, PyvmmError
-from pyvmm.explain import boot, bzimage, elf, linux, multiboot, pe
+from pyvmm.errors import ConfigError, GuestMemoryError, ImageError, KernelImageError, PyvmmError
+from pyvmm.explain import boot, bzimage, elf, linux, multiboot, pe, relocations
 from pyvmm.explain.fields import address, human_size
 from pyvmm.explain.memory_map import draw
 from pyvmm.explain.model import Field, Problem, Report, Section, printable
@@ -42,14 +42,15 @@ def explain(image: KernelImage, config: MachineConfig) -> Report:
         problem: Problem | None = None
         try:
             prepared = prepare(config, image, memory)
-        except (ImageError, ConfigError) as error:
+        except (ImageError, ConfigError, GuestMemoryError) as error:
             problem = _problem(error, image.name)
+        boot_sections: tuple[Section, ...] = ()
         if prepared is not None:
             placements = boot.placements(prepared)
+            boot_sections = tuple(boot.describe(prepared, memory, config.protocol))
         else:
             placements = _wanted(image.data, image_format, vmlinux, config)
         memory_map = draw(memory, placements) if placements else None
-    boot_sections = boot.describe(prepared, config.protocol) if prepared is not None else ()
     return Report(
         printable(image.name),
         len(image.data),
@@ -60,7 +61,7 @@ def explain(image: KernelImage, config: MachineConfig) -> Report:
             *_describe_image(image.data, image_format, vmlinux, unpacking_problem),
         ),
         memory_map,
-        tuple(boot_sections),
+        boot_sections,
     )
 
 
@@ -138,7 +139,8 @@ def _describe_image(
         yield _describe_payload(data, vmlinux, unpacking_problem)
         if vmlinux is not None:
             yield from elf.describe(vmlinux, key="payload_elf", what="The vmlinux in it")
-    if vmlinux is not None:
+    if vmlinux is not None and image_format is not ImageFormat.MULTIBOOT:
+        yield from relocations.describe(vmlinux)
         yield from linux.describe(vmlinux)
 
 

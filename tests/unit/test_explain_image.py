@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from builders.elf import Elf, Segment, note, notes_segment, pvh_note, vmlinux
 from builders.elf_oracle import open_elf
 from builders.real_kernels import SERIES, debian_vmlinuz
 
-from pyvmm.explain import bzimage, elf, linux, multiboot
+from pyvmm.explain import bzimage, elf, flat, linux, multiboot, pe
 from pyvmm.explain.model import Field, Section
 from pyvmm.loader.image import KernelImage
 from pyvmm.loader.load import extract_vmlinux
@@ -279,6 +280,88 @@ def test_version_string_of_a_stock_kernel_is_what_file_tells(series: str) -> Non
     release, _, build = version.partition(" ")
     assert banner.startswith(f"Linux version {release} ")
     assert banner.endswith(build.partition(") ")[2])
+
+
+# PE
+
+
+PE_NAMES = {"MajorOperatingSystemVersion": "MajorOSystemVersion",
+            "MinorOperatingSystemVersion": "MinorOSystemVersion",
+            "Win32VersionValue": "Win32Version"}  # fmt: skip
+
+
+def test_pe_headers_of_a_stock_kernel_are_what_objdump_tells() -> None:
+    path = debian_vmlinuz("6.12")
+    output = subprocess.run(
+        ["objdump", "-ph", path], capture_output=True, text=True, check=True
+    ).stdout
+    with KernelImage.open(path) as image:
+        header, sections = pe.describe(image.data)
+        fields = values_of(header)
+        assert fields["e_lfanew"] == int.from_bytes(image.data[0x3C:0x40], "little")
+    names = list(fields)
+    for name in names[names.index("SizeOfCode") : names.index("NumberOfRvaAndSizes") + 1]:
+        told = re.search(rf"^{PE_NAMES.get(name, name)}\s+([0-9a-f]+)", output, re.MULTILINE)
+        assert told is not None, name
+        assert fields[name] == int(told[1], 16), name
+    # A section: index, name, size, VMA, LMA, file offset.
+    told_rows = re.findall(r"^ +\d+ (\S+) +([0-9a-f]+)  ([0-9a-f]+)  \S+  ([0-9a-f]+) ", output,
+                           re.MULTILINE)  # fmt: skip
+    assert [
+        (row["Name"], row["SizeOfRawData"], row["VirtualAddress"], row["PointerToRawData"])
+        for row in rows_of(sections)
+    ] == [(name, *(int(number, 16) for number in numbers)) for name, *numbers in told_rows]
+
+
+def test_what_is_no_pe_file_has_no_pe_headers() -> None:
+    assert list(pe.describe(memoryview(bz.bzimage(b"")))) == []
+    assert list(pe.describe(memoryview(b"MZ" + bytes(100)))) == []
+    assert list(pe.describe(memoryview(b"MZ"))) == []
+
+
+def test_section_table_that_is_cut_off_is_told_up_to_there() -> None:
+    with KernelImage.open(debian_vmlinuz("6.12")) as image:
+        _, sections = pe.describe(image.data[: 0x58 + 160 + 2 * 40 + 39])
+    assert len(rows_of(sections)) == 2
+
+
+# The Images of other machines. Layouts: the u32 and u64 of booting.rst and boot-image-header.rst.
+
+
+def test_arm64_header_is_told() -> None:
+    header = struct.pack(
+        "<IIQQQQQQ4sI", 0x5A4D, 0x14, 0, 0x218_0000, 0b1010, 0, 0, 0, b"ARM\x64", 0x40
+    )
+    (section,) = flat.describe_arm64(memoryview(header))
+    assert list(values_of(section).values()) == [
+        *(0x5A4D, 0x14, 0, 0x218_0000, 0b1010, 0, 0, 0, int.from_bytes(b"ARM\x64", "little"), 0x40)
+    ]
+    fields = fields_of(section)
+    assert fields["magic"].offset == 0x38
+    assert fields["flags"].shown == "0xa (pages: 4 KiB)"
+    assert {bit.name: bit.is_set for bit in fields["flags"].bits} == {
+        "big-endian": False,
+        "anywhere": True,
+    }
+
+
+def test_riscv64_header_is_told() -> None:
+    header = struct.pack(
+        "<IIQQQIIQ8s4sI", 0x5A4D, 0x106F, 0x20_0000, 0x1A0_0000, 0, 2, 0, 0, b"RISCV", b"RSC\5", 64
+    )
+    (section,) = flat.describe_riscv64(memoryview(header))
+    fields = fields_of(section)
+    assert fields["magic2"].offset == 0x38
+    assert fields["text_offset"].value == 0x20_0000
+    assert fields["version"].shown == "0.2"
+
+
+def test_zboot_header_is_told() -> None:
+    header = struct.pack("<2s2x4sIIII8s", b"MZ", b"zimg", 0x1000, 0x2000, 0, 0, b"gzip")
+    (section,) = flat.describe_zboot(memoryview(header + bytes(64)))
+    values = values_of(section)
+    assert (values["payload_offset"], values["payload_size"]) == (0x1000, 0x2000)
+    assert fields_of(section)["comp_type"].shown == "gzip"
 
 
 # What a kernel says of itself

@@ -6,6 +6,7 @@ import pytest
 from builders import bzimage as bz
 from builders import multiboot as mb
 from builders.elf import Elf, Segment, notes_segment, pvh_note, vmlinux
+from builders.kaslr import LINK_GPA, START_KERNEL_MAP, relocatable_vmlinux, relocation_table
 from builders.real_kernels import SERIES, debian_vmlinuz
 
 from pyvmm.boot import Protocol
@@ -13,6 +14,7 @@ from pyvmm.config import MachineConfig
 from pyvmm.explain.model import Report, Section, Span, SpanKind
 from pyvmm.explain.report import explain
 from pyvmm.loader.image import KernelImage
+from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress
 from pyvmm.loader.rules import RULES
 from pyvmm.units import GiB, KiB, MiB
@@ -141,6 +143,21 @@ def test_stock_kernel_is_explained(series: str) -> None:
     assert kernel[0].base_gpa == 0x100_0000
 
 
+def test_kernel_that_is_moved_is_told_where() -> None:
+    text = START_KERNEL_MAP + LINK_GPA
+    table = relocation_table(add64=[text + 8] * 3, subtract32=[], add32=[text + 16] * 2)
+    config = CONFIG._replace(kaslr=Kaslr(4 * MiB, text + 64 * MiB))
+    report = report_of(relocatable_vmlinux(table), config)
+    names = ("add64", "subtract32", "add32")
+    assert [value(report, "relocations", name) for name in names] == [3, 0, 2]
+    assert value(report, "kaslr", "physical_base") == 4 * MiB
+    assert value(report, "kaslr", "virtual_offset") == 64 * MiB
+    assert value(report, "entry_state", "rip") == 4 * MiB + 0x10
+    assert "--kaslr" in str(rows(report, "protocols")[0][2])
+    # boot.rst, loadflags: KASLR_FLAG
+    assert value(report, "boot_params", "loadflags") == 3
+
+
 # The map
 
 
@@ -225,6 +242,19 @@ BROKEN = {
     "multiboot-flags": mb.header(mb.ADDRESSES | 1 << 5, *[0x20_0000] * 5) + bytes(64),
     "multiboot-addresses": mb.header(0) + bytes(64),
     "multiboot-ram": mb.image(b"\xf4" * 64, bss_end_addr=0x4000_0000),
+    "bzimage-version": bz.bzimage(b"", version=0x0205),
+    "bzimage-jump": bz.bzimage(b"", jump=0x6AE9),
+    "bzimage-header-length": bz.bzimage(b"", jump=0x39EB),
+    "bzimage-header-truncated": BZIMAGE[:0x26B],
+    "bzimage-boot-flag": bz.bzimage(b"", boot_flag=0),
+    "bzimage-loaded-high": bz.bzimage(b"", loadflags=0),
+    "bzimage-setup-sects": BZIMAGE[:2048],
+    "bzimage-syssize": bz.bzimage(b"", syssize=0),
+    "bzimage-truncated": BZIMAGE[:-16],
+    "bzimage-kernel-info-magic": bz.bzimage(b"", bz.kernel_info(magic=b"PoTL")),
+    "bzimage-kernel-info-bounds": bz.bzimage(b"", kernel_info_offset=1 << 31),
+    "bzimage-no-payload": bz.bzimage(b"", payload_offset=0),
+    "bzimage-payload-bounds": bz.bzimage(b"", payload_length=1 << 31),
     "bzimage-payload-elf": bz.bzimage(bz.compress("gzip", b"no kernel")),
 }
 
