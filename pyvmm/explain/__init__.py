@@ -9,7 +9,8 @@
     multiboot.py   the Multiboot header                    flat.py    arm64, riscv64, EFI zboot
     linux.py       version string, configuration           relocations.py   what --kaslr changes
 
-    boot.py        what is loaded where, how it is entered, and in which state
+    boot.py        what is loaded where, and how the guest is entered
+    entry_state.py the registers, GDT and page tables      handover.py   what the kernel is told
     memory_map.py  guest memory as a list of spans, to be drawn
 
     text.py        for terminals    as_json.py  for programs    as_html.py  for browsers

@@ -157,8 +157,12 @@ _SETUP_HEADER = (
     _Since(
         0x0207,
         (
-            FieldSpec("hardware_subarch", 4, "written by the loader: the kind of machine",
-                      one_of(_SUBARCHS)),
+            FieldSpec(
+                "hardware_subarch",
+                4,
+                "written by the loader: the kind of machine",
+                one_of(_SUBARCHS),
+            ),
             FieldSpec("hardware_subarch_data", 8, "written by the loader: more of that"),
         ),
     ),
@@ -188,7 +192,7 @@ _SETUP_HEADER = (
         0x020F,
         (FieldSpec("kernel_info_offset", 4, "where in the kernel kernel_info is"),),
     ),
-)  # fmt: skip
+)
 
 SETUP_HEADER = tuple(spec for since in _SETUP_HEADER for spec in since.fields)
 """All of its fields, in order."""

@@ -87,7 +87,9 @@ def _ehdr(word: int) -> tuple[FieldSpec, ...]:
         FieldSpec("e_machine", 2, "the processor that it is for", one_of(_MACHINES)),
         FieldSpec("e_version", 4, "always 1 (EV_CURRENT)", decimal),
         FieldSpec(
-            "e_entry", word, "the entry: a virtual address by the gABI, a physical one in Linux",
+            "e_entry",
+            word,
+            "the entry: a virtual address by the gABI, a physical one in Linux",
             address,
         ),
         FieldSpec("e_phoff", word, "where the program headers are in the file"),
@@ -99,7 +101,7 @@ def _ehdr(word: int) -> tuple[FieldSpec, ...]:
         FieldSpec("e_shentsize", 2, "the size of one section header", decimal),
         FieldSpec("e_shnum", 2, "how many section headers there are", decimal),
         FieldSpec("e_shstrndx", 2, "which of the sections holds their names", decimal),
-    )  # fmt: skip
+    )
 
 
 def _phdr(word: int) -> tuple[FieldSpec, ...]:
@@ -108,7 +110,9 @@ def _phdr(word: int) -> tuple[FieldSpec, ...]:
     # For the sake of alignment p_flags stands elsewhere in each class.
     return (
         FieldSpec(
-            "p_type", 4, "PT_LOAD goes to memory, PT_NOTE holds notes",
+            "p_type",
+            4,
+            "PT_LOAD goes to memory, PT_NOTE holds notes",
             name_of(_SEGMENT_TYPES),
         ),
         *([p_flags] if word == 8 else []),
@@ -119,7 +123,7 @@ def _phdr(word: int) -> tuple[FieldSpec, ...]:
         FieldSpec("p_memsz", word, "how many it takes in memory; what is more is zero (BSS)"),
         *([p_flags] if word == 4 else []),
         FieldSpec("p_align", word, "what offset and address are congruent by"),
-    )  # fmt: skip
+    )
 
 
 def _rights(p_flags: int) -> str:

@@ -27,11 +27,15 @@ def _version(value: int) -> str:
 _ARM64 = (
     FieldSpec("code0", 4, "the first instruction; it spells MZ if there is an EFI stub"),
     FieldSpec("code1", 4, "the second: a branch to the kernel's start"),
-    FieldSpec("text_offset", 8, "where it goes, from a 2 MiB-aligned base; "
-              "0x80000 if image_size is 0"),
+    FieldSpec(
+        "text_offset", 8, "where it goes, from a 2 MiB-aligned base; 0x80000 if image_size is 0"
+    ),
     FieldSpec("image_size", 8, "the memory it takes, its BSS included", size),
     FieldSpec(
-        "flags", 8, "byte order, page size, place", _arm64_flags,
+        "flags",
+        8,
+        "byte order, page size, place",
+        _arm64_flags,
         (
             BitSpec("big-endian", 1 << 0, "the kernel's byte order; else it is little-endian"),
             BitSpec("anywhere", 1 << 3, "may be anywhere in memory; else as low as possible"),
@@ -42,21 +46,25 @@ _ARM64 = (
     FieldSpec("res4", 8, "zero"),
     FieldSpec("magic", 4, "the magic number: ARM and 0x64", magic(4)),
     FieldSpec("res5", 4, "where the PE header is"),
-)  # fmt: skip
+)
 _RISCV64 = (
     *_ARM64[:2],
     FieldSpec("text_offset", 8, "where it goes, from a 2 MiB-aligned base"),
     FieldSpec("image_size", 8, "the memory it takes, its BSS included", size),
-    FieldSpec("flags", 8, "byte order", hex, (
-        BitSpec("big-endian", 1 << 0, "the kernel's byte order; else it is little-endian"),
-    )),
+    FieldSpec(
+        "flags",
+        8,
+        "byte order",
+        hex,
+        (BitSpec("big-endian", 1 << 0, "the kernel's byte order; else it is little-endian"),),
+    ),
     FieldSpec("version", 4, "the header's version", _version),
     FieldSpec("res1", 4, "zero"),
     FieldSpec("res2", 8, "zero"),
     FieldSpec("magic", 8, "the magic number: RISCV; obsolete", magic(8)),
     FieldSpec("magic2", 4, "the magic number: RSC and 0x05", magic(4)),
     FieldSpec("res3", 4, "where the PE header is"),
-)  # fmt: skip
+)
 _ZBOOT = (
     FieldSpec("e_magic", 4, "the magic number of EFI programs: MZ", magic(4)),
     FieldSpec("image_type", 4, "the magic number: zimg", magic(4)),

@@ -81,9 +81,10 @@ def describe(data: memoryview) -> Iterator[Section]:
 
 def _describe_configuration(offset: int, text: str) -> Section:
     options = dict(
-        line.split("=", 1) for line in text.splitlines() if line.startswith("CONFIG_")
-        and "=" in line
-    )  # fmt: skip
+        line.split("=", 1)
+        for line in text.splitlines()
+        if line.startswith("CONFIG_") and "=" in line
+    )
     fields = [
         Field("options", len(options), str(len(options)), "how many are set"),
         Field("stream", offset, hex(offset), "where the gzip stream begins in the vmlinux"),

@@ -127,11 +127,18 @@ _SECTION_HEADER = (
     FieldSpec("PointerToLinenumbers", 4, "deprecated"),
     FieldSpec("NumberOfRelocations", 2, "zero", decimal),
     FieldSpec("NumberOfLinenumbers", 2, "deprecated", decimal),
-    FieldSpec("Characteristics", 4, "0x20 code, 0x40 data, 0x2000_0000 x, 0x4000_0000 r, "
-              "0x8000_0000 w"),
-)  # fmt: skip
-_SHOWN_COLUMNS = ("Name", "VirtualAddress", "VirtualSize", "PointerToRawData", "SizeOfRawData",
-                  "Characteristics")  # fmt: skip
+    FieldSpec(
+        "Characteristics", 4, "0x20 code, 0x40 data, 0x2000_0000 x, 0x4000_0000 r, 0x8000_0000 w"
+    ),
+)
+_SHOWN_COLUMNS = (
+    "Name",
+    "VirtualAddress",
+    "VirtualSize",
+    "PointerToRawData",
+    "SizeOfRawData",
+    "Characteristics",
+)
 
 
 def describe(data: memoryview) -> Iterator[Section]:
