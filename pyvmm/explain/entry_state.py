@@ -62,6 +62,7 @@ _REGISTERS = (
     FieldSpec("cr4", 8, "extensions", hex, _CR4),
     FieldSpec("efer", 8, "more of the mode", hex, _EFER),
 )
+_DATA_SEGMENTS = ("ds", "es", "fs", "gs", "ss")
 
 
 def _describe_registers(plan: BootPlan, source: str) -> Section:
@@ -76,7 +77,8 @@ def _describe_registers(plan: BootPlan, source: str) -> Section:
         elif spec.meaning == _POINTER:
             field = field._replace(meaning=_POINTER + names.get(value, "nothing known"))
         fields.append(field)
-    for name, segment in (("cs", entry.code), ("ds es fs gs ss", entry.data), ("tr", entry.task)):
+    segments = {"cs": entry.code, **dict.fromkeys(_DATA_SEGMENTS, entry.data), "tr": entry.task}
+    for name, segment in segments.items():
         fields.append(Field(name, segment.selector, hex(segment.selector), _segment(segment)))
     gdtr = f"{address(entry.gdt_gpa)}, {len(entry.gdt)} bytes"
     fields.append(Field("gdtr", entry.gdt_gpa, gdtr, "the GDT, below"))
