@@ -133,6 +133,7 @@ class Board:
         self.kernel = prepared.kernel
         self.protocol = prepared.protocol
         self.entry_gpa = prepared.entry_gpa
+        self.notes = prepared.notes
         self._placements = prepared.placements
         return prepared.plan.entry
 

@@ -28,9 +28,11 @@ class MachineConfig(NamedTuple):
     """A machine to be built. ``check`` says whether it can be."""
 
     kernel: str
-    """Path of a vmlinux, a bzImage or a Multiboot kernel."""
-    cmdline: str = DEFAULT_CMDLINE
+    """Path of a kernel: a vmlinux, a bzImage, or what loader/image.py knows besides."""
+    cmdline: str | None = None
+    """None: the one that is in the image, if it is a unified kernel image, or DEFAULT_CMDLINE."""
     initrd: str | None = None
+    """None: the one that is in the image, if there is one."""
     modules: tuple[tuple[str, str], ...] = ()
     """More files for a kernel entered by PVH or Multiboot: pairs of a path and a command line."""
     memory_bytes: int = DEFAULT_MEMORY_BYTES

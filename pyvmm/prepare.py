@@ -15,8 +15,10 @@ from pyvmm import boot
 from pyvmm.arch.x86_64 import layout
 from pyvmm.boot.handover import Handover, Module
 from pyvmm.boot.memory_map import memory_map
+from pyvmm.config import DEFAULT_CMDLINE
 from pyvmm.errors import ConfigError
 from pyvmm.loader.cmdline import place_cmdline
+from pyvmm.loader.image import unwrapped
 from pyvmm.loader.initrd import initrd_size, place_initrd
 from pyvmm.loader.load import Placement, load_kernel
 
@@ -40,6 +42,8 @@ class Prepared(NamedTuple):
     entry_gpa: int
     plan: BootPlan
     placements: list[Placement]
+    notes: list[str]
+    """What the image was wrapped in, and what of it was used: for people who want to know."""
 
 
 def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> Prepared:
@@ -48,6 +52,7 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
     Raises KernelImageError, InitrdError or CmdlineError if what the user gave cannot be booted as
     ``config`` has it, HostError if there is no memory to decompress it in.
     """
+    image = unwrapped(image, memory.size_bytes)
     kernel = load_kernel(
         image,
         memory,
@@ -56,11 +61,12 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
         initrd_bytes=initrd_size(config.initrd) if config.kaslr else 0,
     )
     protocol, entry_gpa = boot.choose(config.protocol, kernel)
-    text = config.cmdline
+    text = _choose_cmdline(config, image)
     if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front
         text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
     cmdline = place_cmdline(text, memory, kernel)
-    initrd = place_initrd(config.initrd, memory, kernel)
+    initrd_source = image.initrd if config.initrd is None else config.initrd
+    initrd = place_initrd(initrd_source, memory, kernel)
     modules = _place_modules(config, protocol, memory, kernel, initrd)
     handover = Handover(
         kernel,
@@ -77,7 +83,31 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
     for blob in plan.blobs:
         blob.write_to(memory)
         placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
-    return Prepared(kernel, protocol, entry_gpa, plan, placements)
+    return Prepared(kernel, protocol, entry_gpa, plan, placements, _notes(config, image))
+
+
+def _choose_cmdline(config: MachineConfig, image: KernelImage) -> str:
+    """What was given, or else what is in the image, or else what is good for most kernels."""
+    if config.cmdline is not None:
+        return config.cmdline
+    if image.cmdline is not None:
+        return image.cmdline.decode("utf-8", "surrogateescape")
+    return DEFAULT_CMDLINE
+
+
+def _notes(config: MachineConfig, image: KernelImage) -> list[str]:
+    notes = [
+        f"{layer.name}: the kernel is the {layer.size_bytes} bytes at {layer.offset:#x} in it"
+        for layer in image.layers
+    ]
+    for option, given, own in (
+        ("--cmdline", config.cmdline, image.cmdline),
+        ("--initrd", config.initrd, image.initrd),
+    ):
+        if own is not None:
+            used = "is used" if given is None else f"is not used, as {option} was given"
+            notes.append(f"the image's own {option[2:]}, {len(own)} bytes, {used}")
+    return notes
 
 
 def _place_modules(
@@ -95,8 +125,8 @@ def _place_modules(
             "header"
         )
     modules = []
-    if initrd is not None and config.initrd is not None:
-        modules.append(Module(initrd, _name_of(config.initrd)))
+    if initrd is not None:
+        modules.append(Module(initrd, _name_of(config.initrd or config.kernel)))
     for path, cmdline in config.modules:
         below_gpa = modules[-1].placement.base_gpa if modules else None
         placement = place_initrd(path, memory, kernel, below_gpa=below_gpa, name="module")

@@ -21,9 +21,9 @@ def add_boot_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--cmdline",
-        default=DEFAULT_CMDLINE,
         metavar="TEXT",
-        help="the kernel's command line (default: %(default)s)",
+        help="the kernel's command line (default: that of a unified kernel image, or "
+        f"{DEFAULT_CMDLINE})",
     )
     add("--initrd", metavar="FILE", help="initramfs or initrd, such as `pyvmm initramfs` makes")
     add(

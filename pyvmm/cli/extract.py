@@ -1,4 +1,4 @@
-"""``pyvmm extract``: the vmlinux out of a bzImage."""
+"""``pyvmm extract``: the kernel out of what it is wrapped in, most often a bzImage."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pyvmm.cli.messages import tell
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-HELP = "write the decompressed vmlinux of a bzImage to a file"
+HELP = "write the kernel in a bzImage, a UKI or a compressed file to a file, as it runs"
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add this command's options."""
-    parser.add_argument("kernel", metavar="KERNEL", help="a bzImage, or a name such as debian:6.12")
+    parser.add_argument(
+        "kernel", metavar="KERNEL", help="a kernel's file, or a name such as debian:6.12"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="where to write it")
 
 

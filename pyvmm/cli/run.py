@@ -46,7 +46,7 @@ def configure(parser: ArgumentParser) -> None:
     add(
         "--kernel",
         metavar="FILE|NAME",
-        help="vmlinux, bzImage or Multiboot kernel, or a name from `pyvmm fetch --list`; "
+        help="vmlinux, bzImage, UKI or Multiboot kernel, or a name from `pyvmm fetch --list`; "
         "default: the embedded one",
     )
     add_boot_options(parser)

@@ -79,7 +79,8 @@ def decompress(payload: memoryview, limit_bytes: int) -> memoryview:
         raise KernelImageError(
             f"its {name} payload should decompress to {size_bytes} bytes by its last field; "
             f"expected at most {format_size(limit_bytes)}; give the guest more memory with --mem, "
-            "or get a fresh copy of the image if that is no likely size"
+            "or get a fresh copy of the image if that is no likely size",
+            "payload-size",
         )
     output = _allocate(size_bytes)
     try:
@@ -90,12 +91,14 @@ def decompress(payload: memoryview, limit_bytes: int) -> memoryview:
         # The libraries' errors have no common base, and to name them would be to import them.
         raise KernelImageError(
             f"its {name} payload is damaged ({str(error) or type(error).__name__}); "
-            "get a fresh copy of the image"
+            "get a fresh copy of the image",
+            "payload-stream",
         ) from error
     if produced != size_bytes:
         raise KernelImageError(
             f"its {name} payload decompressed to {produced} bytes; expected {size_bytes} by its "
-            "last field; it is cut off or damaged; get a fresh copy of the image"
+            "last field; it is cut off or damaged; get a fresh copy of the image",
+            "payload-size-mismatch",
         )
     return output.toreadonly()
 
@@ -107,7 +110,8 @@ def identify(payload: memoryview) -> tuple[str, Callable[[memoryview, memoryview
             return name, decompressor
     raise KernelImageError(
         f"its payload begins with the bytes {bytes(payload[:4]).hex(' ')}; expected the magic "
-        "number of gzip, bzip2, lzma, xz, lzo, lz4 or zstd; try --decompress guest"
+        "number of gzip, bzip2, lzma, xz, lzo, lz4 or zstd; try --decompress guest",
+        "payload-compression",
     )
 
 
@@ -322,7 +326,8 @@ def _import_lzo() -> Any:
     except ImportError:
         raise KernelImageError(
             "its payload is compressed with LZO, for which a library is needed that is not "
-            "installed; pip install 'pyvmm[lzo]', or use --decompress guest"
+            "installed; pip install 'pyvmm[lzo]', or use --decompress guest",
+            "payload-library",
         ) from None
     return lzo
 

@@ -6,9 +6,17 @@ These formats can be booted:
     bzImage    what distributions ship as vmlinuz: "HdrS" at 0x202 (Documentation/arch/x86/boot.rst)
     Multiboot  what is neither, but has that header with a sum of 0 (multiboot.py)
 
-A bzImage with an EFI stub is a PE file as well, so "HdrS" is looked for first. What else is
-commonly handed to a VMM by mistake is recognised, so that the message can say what it is and what
-to do with it; nothing but the message depends on that.
+in these wrappings (unpack.py):
+
+    compressed file, EFI zboot, UKI
+
+and these are known, placed (arm64.py, riscv64.py) and explained, for machines other than ours:
+
+    arm64 Image, riscv64 Image
+
+Most of them are PE files as well if they have an EFI stub, so what they are besides is looked for
+first. What else is commonly handed to a VMM by mistake is recognised, so that the message can say
+what it is and what to do with it; nothing but the message depends on that.
 """
 
 from __future__ import annotations
@@ -17,21 +25,40 @@ import mmap
 import os
 from enum import Enum
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import KernelImageError
 from pyvmm.loader import elf
 from pyvmm.loader.files import open_regular
+from pyvmm.units import GiB
+
+if TYPE_CHECKING:
+    from pyvmm.loader.unpack import Layer
+
+MAX_VMLINUX_BYTES = 1 * GiB
+"""More than any kernel. The size that a damaged image tells of may be 4 GiB."""
 
 SETUP_HEADER_MAGIC = (0x202, b"HdrS")
+# Documentation/arch/arm64/booting.rst, arch/riscv/boot-image-header.rst
+ARM64_MAGIC = (0x38, b"ARM\x64")
+RISCV64_MAGIC2 = (0x38, b"RSC\x05")
 EXPECTED = "expected an x86-64 kernel: a bzImage or an ELF vmlinux"
 
 
 class ImageFormat(Enum):
-    """A format that can be booted."""
+    """A format that is known: those that can be booted, wrappings, other machines' kernels."""
 
     ELF = "ELF"
     BZIMAGE = "bzImage"
     MULTIBOOT = "Multiboot"
+    COMPRESSED = "compressed file"
+    ZBOOT = "EFI zboot"
+    UKI = "UKI"
+    ARM64 = "arm64 Image"
+    RISCV64 = "riscv64 Image"
+
+
+_BOOTABLE = (ImageFormat.ELF, ImageFormat.BZIMAGE, ImageFormat.MULTIBOOT)
 
 
 class KernelImage:
@@ -41,9 +68,12 @@ class KernelImage:
     is the file it came from, so that parts of it can be read straight into place. A file that
     shrinks while it is mapped kills the process that touches the lost part (SIGBUS); like every
     user of mmap, we ask that kernels are replaced by renaming, as package managers do it.
+
+    An image that was taken out of another has in ``layers`` what it was wrapped in, from the
+    outside in; ``initrd`` and ``cmdline`` came with it.
     """
 
-    __slots__ = ("_map", "data", "fd", "name")
+    __slots__ = ("_map", "cmdline", "data", "fd", "initrd", "layers", "name")
 
     def __init__(
         self, name: str, data: memoryview, fd: int | None = None, mapped: mmap.mmap | None = None
@@ -52,6 +82,9 @@ class KernelImage:
         self.data = data
         self.fd = fd
         self._map = mapped
+        self.layers: tuple[Layer, ...] = ()
+        self.initrd: memoryview | None = None
+        self.cmdline: bytes | None = None
 
     @classmethod
     def open(cls, path: str) -> KernelImage:
@@ -104,45 +137,70 @@ class KernelImage:
             self.fd = None
 
 
+def unwrapped(image: KernelImage, limit_bytes: int = MAX_VMLINUX_BYTES) -> KernelImage:
+    """``image`` without what it is wrapped in, most often ``image`` itself: see unpack.unwrap."""
+    if _has(image.data, *SETUP_HEADER_MAGIC) or image.data[:4] == elf.ELFMAG:
+        return image  # almost always: the import takes longer than all else here
+    from pyvmm.loader import unpack
+
+    return unpack.unwrap(image, min(limit_bytes, MAX_VMLINUX_BYTES))
+
+
 def detect(image: KernelImage) -> ImageFormat:
-    """The format of ``image``.
+    """The format of the kernel in ``image``.
 
     Raises KernelImageError, saying what it is instead, if it is not one that can be booted.
     """
+    inner = unwrapped(image)
     try:
-        return detect_bytes(image.data)
+        return detect_bytes(inner.data)
     except KernelImageError as error:
-        raise error.about(image.name) from None
+        raise error.about(inner.name) from None
 
 
 def detect_bytes(data: memoryview) -> ImageFormat:
-    """Like ``detect``, for bytes without a name."""
+    """Like ``detect``, for bytes without a name that are not wrapped in anything."""
+    image_format = identify(data)
+    if image_format is None or image_format not in _BOOTABLE:
+        raise explain_unknown(data)
+    if image_format is ImageFormat.ELF:
+        elf.read_header(data)  # explains another machine's, an object file
+    return image_format
+
+
+def identify(data: memoryview) -> ImageFormat | None:
+    """The format that ``data`` begins as, wrapped or not; None if it is none that is known."""
     if _has(data, *SETUP_HEADER_MAGIC):
         return ImageFormat.BZIMAGE
     if data[:4] == elf.ELFMAG:
-        elf.read_header(data)  # explains another machine's, an object file
         return ImageFormat.ELF
-    from pyvmm.loader import multiboot
+    if _has(data, *ARM64_MAGIC):
+        return ImageFormat.ARM64
+    if _has(data, *RISCV64_MAGIC2):
+        return ImageFormat.RISCV64
+    from pyvmm.loader import compressed_file, multiboot, uki, zboot
 
+    if compressed_file.is_compressed(data):
+        return ImageFormat.COMPRESSED
+    if zboot.is_zboot(data):
+        return ImageFormat.ZBOOT
+    if uki.is_uki(data):
+        return ImageFormat.UKI
     if multiboot.find_header(data) is not None:
         return ImageFormat.MULTIBOOT
-    raise KernelImageError(_explain(data))
+    return None
 
 
-_COMPRESSED = "decompress it first ({}), or if it is an initramfs give it with --initrd"
 _INITRAMFS = "give it with --initrd, and the kernel with --kernel"
-_OTHER_MACHINE = "use a kernel built for x86-64"
 
 # (offset, magic, what it is, what to do). file(1)'s magic database has the same facts.
 _SIGNATURES = (
-    (0, b"\x1f\x8b", "a gzip-compressed file", _COMPRESSED.format("gzip -d")),
-    (0, b"BZh", "a bzip2-compressed file", _COMPRESSED.format("bzip2 -d")),
-    (0, b"\xfd7zXZ\x00", "an xz-compressed file", _COMPRESSED.format("xz -d")),
-    (0, b"\x5d\x00\x00", "an lzma-compressed file", _COMPRESSED.format("xz -d --format=lzma")),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd-compressed file", _COMPRESSED.format("zstd -d")),
-    (0, b"\x04\x22\x4d\x18", "an lz4-compressed file", _COMPRESSED.format("lz4 -d")),
-    (0, b"\x02\x21\x4c\x18", "an lz4-compressed file", _COMPRESSED.format("lz4 -d")),
-    (0, b"\x89LZO\x00\r\n\x1a\n", "an lzop-compressed file", _COMPRESSED.format("lzop -d")),
+    (
+        0,
+        b"\x89LZO\x00\r\n\x1a\n",
+        "an lzop-compressed file",
+        "decompress it first (lzop -d), or if it is an initramfs give it with --initrd",
+    ),
     (0, b"070701", "a cpio archive, an initramfs", _INITRAMFS),
     (0, b"070702", "a cpio archive, an initramfs", _INITRAMFS),
     (0, b"070707", "an old-style cpio archive", "the kernel wants the newc format as --initrd"),
@@ -168,32 +226,32 @@ _SIGNATURES = (
     (0, b"ANDROID!", "an Android boot image", "unpack the kernel in it"),
     (0, b"\x27\x05\x19\x56", "a U-Boot image (uImage)", "use the bzImage it was made of"),
     (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image", "use a bzImage or vmlinux"),
-    # Documentation/arch/arm64/booting.rst, arch/riscv/boot-image-header.rst, arm/booting.rst
-    (0x38, b"ARM\x64", "an ARM64 kernel (Image)", _OTHER_MACHINE),
-    (0x38, b"RSC\x05", "a RISC-V kernel (Image)", _OTHER_MACHINE),
-    (0x24, b"\x18\x28\x6f\x01", "a 32-bit ARM kernel (zImage)", _OTHER_MACHINE),
 )
 
-# PE Format, "Machine Types".
-_PE_MACHINES = {
-    0x014C: "i386",
-    0x01C4: "ARM",
-    0x5064: "RISC-V 64",
-    0x6264: "LoongArch64",
-    0x8664: "x86-64",
-    0xAA64: "ARM64",
-}
+# Kernels for other machines. The last one: Documentation/arch/arm/booting.rst.
+_OTHER_KERNELS = (
+    (*ARM64_MAGIC, "an ARM64 kernel (Image)"),
+    (*RISCV64_MAGIC2, "a RISC-V kernel (Image)"),
+    (0x24, b"\x18\x28\x6f\x01", "a 32-bit ARM kernel (zImage)"),
+)
+
+
+def explain_unknown(data: memoryview) -> KernelImageError:
+    """The error that says why ``data``, which is not wrapped in anything, cannot be booted."""
+    if not len(data):
+        return KernelImageError(f"is empty (0 bytes); {EXPECTED}", "image-empty")
+    for offset, magic, what in _OTHER_KERNELS:
+        if _has(data, offset, magic):
+            return _of_another_machine(what)
+    if _has(data, 0, b"MZ"):
+        return _explain_pe(data)
+    return KernelImageError(_explain(data), "image-format")
 
 
 def _explain(data: memoryview) -> str:
-    """Why ``data`` cannot be booted: one line."""
-    if not len(data):
-        return f"is empty (0 bytes); {EXPECTED}"
     for offset, magic, what, remedy in _SIGNATURES:
         if _has(data, offset, magic):
             return f"is {what}; {EXPECTED}; {remedy}"
-    if _has(data, 0, b"MZ"):
-        return _explain_pe(data)
     if _has(data, 0x1FE, b"\x55\xaa"):
         return (
             "is a boot sector without a setup header: a disk image, or a kernel older than boot "
@@ -217,21 +275,22 @@ def _is_text(start: bytes) -> bool:
     return all((byte >= 0x20 and byte != 0x7F) or byte in b"\t\n\r\f" for byte in start)
 
 
-def _explain_pe(data: memoryview) -> str:
-    """What kind of EFI program ``data``, which begins with "MZ", is. Offsets: PE Format."""
-    pe = int.from_bytes(data[0x3C:0x40], "little")
-    if not _has(data, pe, b"PE\x00\x00"):
-        return f"is a DOS program (MZ without a PE header); {EXPECTED}"
-    number = int.from_bytes(data[pe + 4 : pe + 6], "little")
-    machine = _PE_MACHINES.get(number, f"machine {number:#06x}")
-    if machine != "x86-64":
-        return f"is an EFI program for {machine}; {EXPECTED}; {_OTHER_MACHINE}"
-    section_count = int.from_bytes(data[pe + 6 : pe + 8], "little")
-    sections = pe + 24 + int.from_bytes(data[pe + 20 : pe + 22], "little")
-    for index in range(section_count):
-        if _has(data, sections + 40 * index, b".linux\x00\x00"):
-            return (
-                f"is a unified kernel image (EFI); {EXPECTED}; take the bzImage out of it: "
-                "objcopy -O binary --only-section=.linux FILE bzImage"
-            )
-    return f"is an EFI program without a Linux setup header; {EXPECTED}"
+def _explain_pe(data: memoryview) -> KernelImageError:
+    """What kind of EFI program ``data``, which begins with "MZ", is."""
+    from pyvmm.loader import pe
+
+    try:
+        headers = pe.parse(data)
+    except KernelImageError as error:
+        return error
+    if headers.machine_name != "x86-64":
+        return _of_another_machine(f"an EFI program for {headers.machine_name}")
+    return KernelImageError(
+        f"is an EFI program without a Linux setup header; {EXPECTED}", "image-efi"
+    )
+
+
+def _of_another_machine(what: str) -> KernelImageError:
+    return KernelImageError(
+        f"is {what}; {EXPECTED}; use a kernel built for x86-64", "image-machine"
+    )

@@ -28,7 +28,7 @@ INITRD_ADDR_MAX_WITHOUT_HEADER = 0x7FFF_FFFF
 
 
 def place_initrd(
-    source: str | bytes | None,
+    source: str | bytes | memoryview | None,
     memory: GuestMemory,
     kernel: LoadedKernel,
     *,
@@ -45,7 +45,7 @@ def place_initrd(
     """
     if source is None:
         return None
-    if isinstance(source, bytes):
+    if not isinstance(source, str):
         placement = _find_place(len(source), memory, kernel, below_gpa, name)
         if placement is not None:
             memory.write(placement.base_gpa, source)

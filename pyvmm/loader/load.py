@@ -24,17 +24,21 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm.arch.x86_64 import layout
 from pyvmm.errors import GuestMemoryError, KernelImageError
 from pyvmm.loader import elf
-from pyvmm.loader.image import ImageFormat, KernelImage, detect_bytes
-from pyvmm.units import GiB, MiB, align_up, format_size
+from pyvmm.loader.image import (
+    MAX_VMLINUX_BYTES,
+    ImageFormat,
+    KernelImage,
+    detect_bytes,
+    identify,
+    unwrapped,
+)
+from pyvmm.units import MiB, align_up, format_size
 
 if TYPE_CHECKING:
     from pyvmm.loader.bzimage import BzImage, KernelInfo, SetupHeader
     from pyvmm.loader.kaslr import Kaslr, Move
     from pyvmm.loader.multiboot import MultibootHeader
     from pyvmm.memory import GuestMemory
-
-MAX_VMLINUX_BYTES = 1 * GiB
-"""More than any kernel. The size that a damaged bzImage tells of may be 4 GiB."""
 
 
 class Decompress(Enum):
@@ -89,7 +93,7 @@ def load_kernel(
     kaslr: Kaslr | None = None,
     initrd_bytes: int = 0,
 ) -> LoadedKernel:
-    """Place the kernel in ``image`` in ``memory``.
+    """Place the kernel in ``image``, which may be wrapped (unpack.py), in ``memory``.
 
     ``relocate_by`` bytes above where it was linked to, if it is placed as ELF; it must be a kernel
     that can bear that. By PVH it can be entered then only if its notes say so.
@@ -100,6 +104,7 @@ def load_kernel(
     Raises KernelImageError, with the image's name in front, if it cannot be loaded; ``memory``
     may have been written to then. Raises HostError if there is no memory to decompress it in.
     """
+    image = unwrapped(image, memory.size_bytes)
     try:
         image_format = detect_bytes(image.data)
         if kaslr is not None and image_format is not ImageFormat.BZIMAGE:
@@ -129,13 +134,17 @@ def load_kernel(
 
 
 def extract_vmlinux(image: KernelImage) -> memoryview:
-    """The ELF in ``image``: the image itself, or a bzImage's payload decompressed.
+    """The kernel in ``image`` without all wrapping: a bzImage's ELF, any other as it is.
 
-    Behind the ELF of a relocatable kernel the build has put its relocations; they stay.
+    Behind the ELF of a relocatable kernel the build has put its relocations; they stay. Nothing is
+    in an arm64 or riscv64 Image: it is what there is to take out of EFI zboot and compressed files.
 
     Raises KernelImageError, with the image's name in front, if there is none.
     """
+    image = unwrapped(image)
     try:
+        if identify(image.data) in (ImageFormat.ARM64, ImageFormat.RISCV64):
+            return image.data
         if detect_bytes(image.data) is not ImageFormat.BZIMAGE:
             return image.data
         return _decompress_payload(_parse_bzimage(image), image, MAX_VMLINUX_BYTES)

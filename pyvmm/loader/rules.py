@@ -26,10 +26,53 @@ _MEMORY = "pyvmm, memory.py"
 _BOOT_RST = "Documentation/arch/x86/boot.rst, "
 _NEXT_ARG = "Linux 6.12, lib/cmdline.c, next_arg()"
 _VIRTIO_MMIO = "Linux 6.12, drivers/virtio/virtio_mmio.c, vm_cmdline_set()"
+_PE = "Microsoft, PE Format, "
+_UKI = "UAPI.5, Unified Kernel Image"
+_ZBOOT = "Linux, drivers/firmware/efi/libstub/zboot-header.S"
+_ARM64 = "Documentation/arch/arm64/booting.rst"
+_RISCV64 = "Documentation/arch/riscv/boot-image-header.rst"
 
 RULES: dict[str, Rule] = {
     # Files
     "file-read": Rule("the whole file can be read while it is loaded", "POSIX, pread()"),
+    # What the file is
+    "image-empty": Rule("the file has at least one byte", "pyvmm, loader/image.py"),
+    "image-format": Rule("the file is of a format that can be booted", "pyvmm, loader/image.py"),
+    "image-machine": Rule("the kernel is for x86-64", "pyvmm, loader/image.py"),
+    "image-efi": Rule(
+        "an EFI program is a Linux kernel as well, or has one in it", "pyvmm, loader/image.py"
+    ),
+    # What it is wrapped in
+    "unpack-layers": Rule("there are at most 4 layers around a kernel", "pyvmm, loader/unpack.py"),
+    "file-stream": Rule(
+        "a compressed file can be decompressed to its end", "the compression's own format"
+    ),
+    "file-stream-size": Rule("what is in a compressed file fits into guest memory", _MEMORY),
+    "zboot-header": Rule("the file holds the whole header", _ZBOOT),
+    "zboot-payload": Rule("the payload is in the file, and behind the header", _ZBOOT),
+    "uki-linux": Rule("the section .linux has a kernel in it", _UKI),
+    "uki-section-twice": Rule("each section is there at most once in a profile", _UKI),
+    # PE
+    "pe-dos-header": Rule("the file holds the whole MS-DOS header", _PE + "MS-DOS Stub"),
+    "pe-signature": Rule('there is "PE" where the MS-DOS header says', _PE + "Signature"),
+    "pe-file-header": Rule("the file holds the whole COFF file header", _PE + "COFF File Header"),
+    "pe-optional-header-size": Rule(
+        "the optional header reaches to Subsystem", _PE + "Optional Header"
+    ),
+    "pe-optional-header": Rule("the file holds the whole optional header", _PE + "Optional Header"),
+    "pe-optional-header-magic": Rule(
+        "the optional header is that of PE32 or PE32+", _PE + "Optional Header"
+    ),
+    "pe-section-table": Rule("the file holds the whole section table", _PE + "Section Table"),
+    "pe-section": Rule("the file holds all of a section that is used", _PE + "Section Table"),
+    # Other machines' Images
+    "arm64-header-size": Rule("the file holds the whole header, 64 bytes", _ARM64),
+    "arm64-magic": Rule('there is "ARM\\x64" at 0x38', _ARM64),
+    "riscv64-header-size": Rule("the file holds the whole header, 64 bytes", _RISCV64),
+    "riscv64-magic2": Rule('there is "RSC\\x05" at 0x38', _RISCV64),
+    "riscv64-image-size": Rule("image_size is not 0", _RISCV64),
+    "image-base-alignment": Rule("the base is a multiple of 2 MiB", _ARM64),
+    "image-ram": Rule("the Image and all that it needs behind it are in guest RAM", _MEMORY),
     # ELF
     "elf-magic": Rule("the file begins with 7f 45 4c 46", _ELF_HEADER),
     "elf-header-size": Rule(
@@ -166,6 +209,21 @@ RULES: dict[str, Rule] = {
         "kernel and runtime address are above the first MiB",
         _BOOT_RST + "code32_start, pref_address",
     ),
+    # PVH
+    "pvh-start-info-size": Rule("start_info, modules and memory map fit into their page", _LAYOUT),
+    # A compressed payload, of a bzImage or of EFI zboot
+    "payload-compression": Rule(
+        "it begins as one of seven compressions does", _BOOT_RST + "payload_offset"
+    ),
+    "payload-library": Rule("the library for its compression is installed", "pyproject.toml"),
+    "payload-size": Rule(
+        "it is to become neither nothing, nor more than guest memory", "scripts/Makefile.lib"
+    ),
+    "payload-stream": Rule("it can be decompressed", "the compression's own format"),
+    "payload-size-mismatch": Rule(
+        "it becomes as many bytes as are recorded behind it", "scripts/Makefile.lib"
+    ),
+    # bzImage
     "bzimage-address-high": Rule(
         "the kernel is below 4 GiB", _BOOT_RST + "code32_start, pref_address"
     ),

@@ -52,6 +52,16 @@ def stock_kernel(name: str) -> FetchedKernel:
         pytest.skip(str(error))
 
 
+def package_file(package: str, member: str) -> str:
+    """A file out of a package. Skips if it cannot be had; in the lab that fails."""
+    try:
+        return fetch_package_file(package, member)
+    except FetchError as error:
+        if os.environ.get("PYVMM_LAB") == "1":
+            raise
+        pytest.skip(str(error))
+
+
 def release(kernel: FetchedKernel) -> str:
     """What `uname -r` says in ``kernel``: Debian's packages are named after it."""
     return kernel.package.removeprefix("linux-image-").removesuffix("-unsigned")
