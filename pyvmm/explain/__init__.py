@@ -4,9 +4,11 @@
     model.py       Report -> Section -> Field or Table: plain values, made once, rendered thrice
     fields.py      a format's table of fields, read from any bytes however damaged
 
+    image.py       the layers of a file, each told by the module for it:
     elf.py         ELF: header, program headers            notes.py   its notes, by owner
     bzimage.py     setup_header, kernel_info               pe.py      headers of EFI programs
-    multiboot.py   the Multiboot header                    flat.py    arm64, riscv64, EFI zboot
+    multiboot.py   the Multiboot header                    flat.py    arm64's and riscv64's Images
+    wrapping.py    compressed files, EFI zboot, UKIs       fdt.py     device trees
     linux.py       version string, configuration           relocations.py   what --kaslr changes
 
     boot.py        what is loaded where, and how the guest is entered

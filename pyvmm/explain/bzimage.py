@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pyvmm.errors import KernelImageError
 from pyvmm.explain.fields import (
     BitSpec,
     FieldSpec,
@@ -25,6 +26,7 @@ from pyvmm.explain.fields import (
     values_of,
 )
 from pyvmm.explain.model import Cell, Column, Field, Section, Table, printable
+from pyvmm.loader import bzimage
 from pyvmm.loader.bzimage import (
     HEADER_OFFSET,
     JUMP_OFFSET,
@@ -33,6 +35,7 @@ from pyvmm.loader.bzimage import (
     PARAGRAPH_BYTES,
     SECTOR_BYTES,
 )
+from pyvmm.loader.load import Placement
 from pyvmm.units import align_down
 
 _BOOT_RST = "Documentation/arch/x86/boot.rst"
@@ -233,6 +236,12 @@ def parts(data: memoryview) -> BzImageParts:
     )
 
 
+def payload(data: memoryview) -> memoryview:
+    """The compressed vmlinux, as far as the file has it."""
+    layout = parts(data)
+    return data[layout.payload_offset :][: layout.payload_bytes]
+
+
 def describe(data: memoryview) -> Iterator[Section]:
     """The sections about the bzImage ``data``, however damaged it is."""
     fields = _header_fields(data)
@@ -255,6 +264,21 @@ def describe(data: memoryview) -> Iterator[Section]:
             "More that the kernel tells a loader, in a place that can grow.",
             read_fields(data, parts(data).kernel_offset + info, _KERNEL_INFO),
         )
+
+
+def segments(data: memoryview) -> list[Placement]:
+    """Where it wants to be, and the room behind, if it decompresses itself; nothing if damaged."""
+    try:
+        bz = bzimage.parse(data)
+        load_gpa = bz.load_gpa()
+    except KernelImageError:
+        return []
+    end_gpa = load_gpa + bz.kernel_bytes
+    room_bytes = max(0, bz.runtime_start_gpa(load_gpa) + bz.header.init_size - end_gpa)
+    return [
+        Placement("protected-mode kernel", load_gpa, bz.kernel_bytes),
+        Placement("room to decompress itself", end_gpa, room_bytes),
+    ]
 
 
 def _header_fields(data: memoryview) -> tuple[Field, ...]:

@@ -1,16 +1,16 @@
-"""The Images of arm64 and riscv64, and EFI zboot around one: headers in the first 64 bytes.
+"""The Images of arm64 and riscv64: a header in the first 64 bytes.
 
-pyvmm's machine is an x86 PC and boots none of these; what they say is told all the same.
+pyvmm's machine is an x86 PC and boots neither; what they say is told all the same.
 
-Specifications: Documentation/arch/arm64/booting.rst; Documentation/arch/riscv/
-boot-image-header.rst; drivers/firmware/efi/libstub/zboot-header.S (Linux 6.12).
+Specifications: Documentation/arch/arm64/booting.rst, Documentation/arch/riscv/
+boot-image-header.rst (Linux 6.12).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyvmm.explain.fields import BitSpec, FieldSpec, magic, read_fields, size, text
+from pyvmm.explain.fields import BitSpec, FieldSpec, magic, read_fields, size
 from pyvmm.explain.model import Section
 
 _PAGE_SIZES = ("unspecified", "4 KiB", "16 KiB", "64 KiB")
@@ -65,15 +65,6 @@ _RISCV64 = (
     FieldSpec("magic2", 4, "the magic number: RSC and 0x05", magic(4)),
     FieldSpec("res3", 4, "where the PE header is"),
 )
-_ZBOOT = (
-    FieldSpec("e_magic", 4, "the magic number of EFI programs: MZ", magic(4)),
-    FieldSpec("image_type", 4, "the magic number: zimg", magic(4)),
-    FieldSpec("payload_offset", 4, "where the compressed kernel begins"),
-    FieldSpec("payload_size", 4, "its size", size),
-    FieldSpec("reserved0", 4, "zero"),
-    FieldSpec("reserved1", 4, "zero"),
-    FieldSpec("comp_type", 8, "how it is compressed", text(8)),
-)
 
 
 def describe_arm64(data: memoryview) -> Iterator[Section]:
@@ -95,15 +86,4 @@ def describe_riscv64(data: memoryview) -> Iterator[Section]:
         "Documentation/arch/riscv/boot-image-header.rst",
         "The kernel's memory as it is, behind a header of 64 bytes: it is entered at its first.",
         read_fields(data, 0, _RISCV64),
-    )
-
-
-def describe_zboot(data: memoryview) -> Iterator[Section]:
-    """The section about EFI zboot's header."""
-    yield Section(
-        "zboot_header",
-        "EFI zboot header",
-        "drivers/firmware/efi/libstub/zboot-header.S",
-        "An EFI program that decompresses a kernel, which is another file in this one.",
-        read_fields(data, 0, _ZBOOT),
     )

@@ -141,7 +141,7 @@ _SHOWN_COLUMNS = (
 )
 
 
-def describe(data: memoryview) -> Iterator[Section]:
+def describe(data: memoryview, *, key: str = "pe", what: str = "PE") -> Iterator[Section]:
     """The sections about the PE headers of ``data``; none if it does not begin with "MZ"."""
     if data[: len(_MZ)] != _MZ:
         return
@@ -156,16 +156,19 @@ def describe(data: memoryview) -> Iterator[Section]:
     is_plus = int.from_bytes(data[start : start + 2], "little") == _PE32_PLUS
     optional = read_fields(data[: start + optional_bytes], start, _optional_header(is_plus))
     yield Section(
-        "pe_header",
-        "PE header",
+        f"{key}_header",
+        f"{what} header",
         "Microsoft, PE Format, COFF File Header, Optional Header",
         "By this EFI firmware starts it as a program. pyvmm has no firmware, and does not need it.",
         dos + file_header + optional,
     )
-    yield from _describe_sections(data, start + optional_bytes, values.get("NumberOfSections", 0))
+    table = _section_table(data, start + optional_bytes, values.get("NumberOfSections", 0))
+    if table.rows:
+        source = "Microsoft, PE Format, Section Table"
+        yield Section(f"{key}_sections", f"{what} sections", source, table=table)
 
 
-def _describe_sections(data: memoryview, offset: int, count: int) -> Iterator[Section]:
+def _section_table(data: memoryview, offset: int, count: int) -> Table:
     rows = []
     for index in range(min(count, _MAX_SECTIONS)):
         start = offset + index * size_of(_SECTION_HEADER)
@@ -175,12 +178,5 @@ def _describe_sections(data: memoryview, offset: int, count: int) -> Iterator[Se
         row = [Cell(fields[name].value, fields[name].shown) for name in _SHOWN_COLUMNS]
         row[0] = Cell(row[0].shown, row[0].shown)
         rows.append(tuple(row))
-    if rows:
-        meanings = {spec.name: spec.meaning for spec in _SECTION_HEADER}
-        columns = tuple(Column(name, meanings[name]) for name in _SHOWN_COLUMNS)
-        yield Section(
-            "pe_sections",
-            "PE sections",
-            "Microsoft, PE Format, Section Table",
-            table=Table(columns, tuple(rows)),
-        )
+    meanings = {spec.name: spec.meaning for spec in _SECTION_HEADER}
+    return Table(tuple(Column(name, meanings[name]) for name in _SHOWN_COLUMNS), tuple(rows))

@@ -35,6 +35,11 @@ def is_compressed(data: memoryview) -> bool:
     return any(data[: len(magic)] == magic for _, magic, _ in _COMPRESSIONS)
 
 
+def name_of(data: memoryview) -> str:
+    """The compression of ``data``, for which ``is_compressed`` holds."""
+    return _find(data)[0]
+
+
 def decompress_file(
     data: memoryview, limit_bytes: int, check_start: Callable[[memoryview], object]
 ) -> tuple[str, memoryview]:
@@ -45,11 +50,7 @@ def decompress_file(
 
     Raises KernelImageError if the stream is damaged or yields more than ``limit_bytes``.
     """
-    name, open_stream = next(
-        (name, open_stream)
-        for name, magic, open_stream in _COMPRESSIONS
-        if data[: len(magic)] == magic
-    )
+    name, open_stream = _find(data)
     output = bytearray()
     read = open_stream(data)
     while True:
@@ -77,6 +78,14 @@ def decompress_file(
                 "file-stream-size",
             )
         output += chunk
+
+
+def _find(data: memoryview) -> tuple[str, Callable[[memoryview], Read]]:
+    return next(
+        (name, open_stream)
+        for name, magic, open_stream in _COMPRESSIONS
+        if data[: len(magic)] == magic
+    )
 
 
 def _gzip(data: memoryview) -> Read:

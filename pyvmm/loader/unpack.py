@@ -40,7 +40,7 @@ def unwrap(image: KernelImage, limit_bytes: int) -> KernelImage:
     """
     while True:
         try:
-            inner = _take_off(image, limit_bytes)
+            inner = take_off(image, limit_bytes)
         except KernelImageError as error:
             raise error.about(image.name) from error
         if inner is None:
@@ -54,8 +54,11 @@ def unwrap(image: KernelImage, limit_bytes: int) -> KernelImage:
         image = inner
 
 
-def _take_off(image: KernelImage, limit_bytes: int) -> KernelImage | None:
-    """What is in the outermost layer of ``image``; None if that is no layer."""
+def take_off(image: KernelImage, limit_bytes: int) -> KernelImage | None:
+    """What is in the outermost layer of ``image``; None if that is no layer.
+
+    Raises KernelImageError as ``unwrap`` does, without the name.
+    """
     match identify(image.data):
         case ImageFormat.COMPRESSED:
             return _decompress_file(image, limit_bytes)

@@ -15,9 +15,11 @@ from builders import multiboot as mb
 from builders.c_compiler import evaluate
 from builders.elf import Elf, Segment, note, notes_segment, pvh_note, vmlinux
 from builders.elf_oracle import open_elf
+from builders.flat_image import arm64_image, riscv64_image, zboot
+from builders.pe import uki
 from builders.real_kernels import SERIES, debian_vmlinuz
 
-from pyvmm.explain import bzimage, elf, flat, linux, multiboot, pe
+from pyvmm.explain import bzimage, elf, fdt, flat, linux, multiboot, pe, wrapping
 from pyvmm.explain.model import Field, Section
 from pyvmm.loader.image import KernelImage
 from pyvmm.loader.load import extract_vmlinux
@@ -329,39 +331,59 @@ def test_section_table_that_is_cut_off_is_told_up_to_there() -> None:
 
 
 def test_arm64_header_is_told() -> None:
-    header = struct.pack(
-        "<IIQQQQQQ4sI", 0x5A4D, 0x14, 0, 0x218_0000, 0b1010, 0, 0, 0, b"ARM\x64", 0x40
-    )
-    (section,) = flat.describe_arm64(memoryview(header))
-    assert list(values_of(section).values()) == [
-        *(0x5A4D, 0x14, 0, 0x218_0000, 0b1010, 0, 0, 0, int.from_bytes(b"ARM\x64", "little"), 0x40)
-    ]
+    (section,) = flat.describe_arm64(memoryview(arm64_image(image_size=0x218_0000)))
     fields = fields_of(section)
-    assert fields["magic"].offset == 0x38
+    assert (fields["magic"].offset, fields["magic"].value) == (0x38, 0x644D5241)
+    assert (fields["image_size"].offset, fields["image_size"].value) == (0x10, 0x218_0000)
     assert fields["flags"].shown == "0xa (pages: 4 KiB)"
     assert {bit.name: bit.is_set for bit in fields["flags"].bits} == {
         "big-endian": False,
         "anywhere": True,
     }
+    assert sum(field.size or 0 for field in section.fields) == 64
 
 
 def test_riscv64_header_is_told() -> None:
-    header = struct.pack(
-        "<IIQQQIIQ8s4sI", 0x5A4D, 0x106F, 0x20_0000, 0x1A0_0000, 0, 2, 0, 0, b"RISCV", b"RSC\5", 64
-    )
-    (section,) = flat.describe_riscv64(memoryview(header))
+    (section,) = flat.describe_riscv64(memoryview(riscv64_image(text_offset=0x40_0000)))
     fields = fields_of(section)
-    assert fields["magic2"].offset == 0x38
-    assert fields["text_offset"].value == 0x20_0000
+    assert (fields["magic2"].offset, fields["magic2"].value) == (0x38, 0x05435352)
+    assert fields["text_offset"].value == 0x40_0000
     assert fields["version"].shown == "0.2"
+    assert sum(field.size or 0 for field in section.fields) == 64
+
+
+def test_device_tree_header_is_told() -> None:
+    # Devicetree Specification 0.4, 5.2
+    header = struct.pack(">10I", 0xD00D_FEED, 0x200, 56, 0x100, 40, 17, 16, 3, 0x50, 0x80)
+    (section,) = fdt.describe(memoryview(header))
+    values = values_of(section)
+    assert values["totalsize"] == 0x200
+    assert (values["version"], values["last_comp_version"]) == (17, 16)
+    assert (values["boot_cpuid_phys"], values["size_dt_struct"]) == (3, 0x80)
+    assert list(fdt.describe(memoryview(bytes(40)))) == []
+
+
+# What a kernel is wrapped in
 
 
 def test_zboot_header_is_told() -> None:
-    header = struct.pack("<2s2x4sIIII8s", b"MZ", b"zimg", 0x1000, 0x2000, 0, 0, b"gzip")
-    (section,) = flat.describe_zboot(memoryview(header + bytes(64)))
+    (section,) = wrapping.describe_zboot(memoryview(zboot(b"payload", b"gzip", size_bytes=7)))
     values = values_of(section)
-    assert (values["payload_offset"], values["payload_size"]) == (0x1000, 0x2000)
+    assert (values["payload_offset"], values["payload_size"]) == (0x40, 7)
     assert fields_of(section)["comp_type"].shown == "gzip"
+
+
+def test_parts_of_a_uki_are_told() -> None:
+    image = uki(
+        b"k" * 1000, initrd=b"i" * 50, cmdline=b"a=b\n", osrel=b"ID=x\n", uname=b"6.1\x1b[2J"
+    )
+    (section,) = wrapping.describe_uki(memoryview(image))
+    values = values_of(section)
+    assert (values["linux"], values["initrd"]) == (1000, 50)
+    assert (values["cmdline"], values["uname"]) == (r"a=b\n", r"6.1\x1b[2J")
+    offset = fields_of(section)["linux"].offset
+    assert offset is not None
+    assert image[offset : offset + 1000] == b"k" * 1000
 
 
 # What a kernel says of itself

@@ -11,6 +11,8 @@ import pytest
 from builders import bzimage as bz
 from builders import multiboot as mb
 from builders.elf import Elf, Segment, vmlinux
+from builders.flat_image import arm64_image
+from builders.pe import uki
 
 from pyvmm.boot import Protocol
 from pyvmm.config import MachineConfig
@@ -36,6 +38,8 @@ REPORTS = {
     "multiboot": report_of(mb.image(b"\xf4" * 64)),
     "cut off": report_of(BZIMAGE[:2600]),
     "elsewhere": report_of(Elf(segments=[Segment(1 << 62, b"x", memsz=1 << 61)]).build()),
+    "uki": report_of(uki(BZIMAGE, cmdline=b"a <b> & c\n", osrel=b"\xff\x00")),
+    "arm64": report_of(arm64_image()),
     "text": report_of(b"<html>", name="a<b>&\u00e9"),
 }
 each_report = pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)

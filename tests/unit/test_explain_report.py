@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 from builders import bzimage as bz
 from builders import multiboot as mb
 from builders.elf import Elf, Segment, notes_segment, pvh_note, vmlinux
+from builders.flat_image import arm64_image, zboot
 from builders.kaslr import LINK_GPA, START_KERNEL_MAP, relocatable_vmlinux, relocation_table
+from builders.pe import uki
 from builders.real_kernels import SERIES, debian_vmlinuz
 
 from pyvmm.boot import Protocol
@@ -214,6 +218,47 @@ def test_room_that_is_not_there_is_drawn() -> None:
         ("protected-mode kernel", ""),
         ("room to decompress itself", "goes beyond RAM"),
     ]
+
+
+# What a kernel is wrapped in
+
+
+def keys(report: Report) -> list[str]:
+    return [section.key for section in report.sections]
+
+
+def test_each_layer_is_told_from_the_outside_in() -> None:
+    image = gzip.compress(uki(BZIMAGE, initrd=b"i" * 5000, cmdline=b"own"))
+    report = report_of(image, CONFIG._replace(cmdline=None))
+    assert report.problem is None
+    assert report.format == "compressed file"
+    assert keys(report)[:5] == ["summary", "compressed_file", "uki", "uki_pe_header",
+                                "uki_pe_sections"]  # fmt: skip
+    assert keys(report)[5:8] == ["setup_header", "bzimage_parts", "payload"]
+    sizes = {span.name: span.size_bytes for span in spans(report, SpanKind.PLACED)}
+    assert (sizes["initrd"], sizes["command line"]) == (5000, len("own") + 1)
+
+
+def test_layers_of_the_same_kind_are_told_apart() -> None:
+    report = report_of(gzip.compress(gzip.compress(ELF)))
+    assert keys(report)[1:4] == ["compressed_file", "compressed_file_2", "elf_header"]
+
+
+def test_kernel_for_another_machine_is_told_of_in_what_it_is_wrapped_in() -> None:
+    image = arm64_image()
+    payload = gzip.compress(image)
+    report = report_of(zboot(payload, b"gzip", size_bytes=len(payload)))
+    assert report.problem is not None
+    assert report.problem.rule == "image-machine"
+    assert {"zboot_header", "arm64_header"} < set(keys(report))
+    assert (report.format, report.memory_map) == ("EFI zboot", None)
+
+
+def test_layer_that_cannot_be_taken_off_is_told_all_the_same() -> None:
+    report = report_of(gzip.compress(ELF)[:-20])
+    assert report.problem is not None
+    assert report.problem.rule == "file-stream"
+    assert keys(report) == ["summary", "compressed_file"]
 
 
 # What is wrong
