@@ -13,6 +13,7 @@ The cache, ``$XDG_CACHE_HOME/pyvmm`` (XDG Base Directory Specification), looks l
     kernels/<name>                         a link to the directory above, for each name
     files/...                              the same for files that are no kernels
     modules/<pattern>/...                  the same for a kernel's modules, as a tar archive
+    apt/<architecture>/                    apt's package lists of an architecture that is not ours
 
 A directory appears under its final name complete, by rename(2), so that two processes may fetch
 the same kernel at once. A record is a paragraph of ``Field: value`` lines, as in apt's own
@@ -50,6 +51,8 @@ class ManifestEntry(NamedTuple):
     aliases: tuple[str, ...]
     built: bool = False
     """Whether it is built of that file by scripts/build_kernel, and not fetched."""
+    architecture: str = ""
+    """The package's, by Debian's name, if it is not one of this machine's."""
 
 
 class FetchedKernel(NamedTuple):
@@ -69,6 +72,8 @@ class _Package(NamedTuple):
     version: str
     sha256: str
     size_bytes: int
+    apt_options: tuple[str, ...] = ()
+    """What apt must be told for it to know the package."""
 
 
 class _Wanted(NamedTuple):
@@ -83,6 +88,7 @@ class _Wanted(NamedTuple):
     links: tuple[str, ...]
     many: bool = False
     """Whether all files that match are wanted, as a tar archive, instead of the first one."""
+    architecture: str = ""
 
 
 def resolve_kernel(argument: str, *, progress: Progress | None = None) -> str:
@@ -120,6 +126,7 @@ def list_kernels() -> list[ManifestEntry]:
             table["member"],
             tuple(table["aliases"]),
             table.get("built", False),
+            table.get("architecture", ""),
         )
         for name, table in kernels.items()
     ]
@@ -151,7 +158,10 @@ def fetch_kernel(
             f"`scripts/build_kernel {name}` in a checkout of pyvmm"
         )
     links = (entry.name, *entry.aliases)
-    wanted = _Wanted(entry.name, entry.package, entry.member, "kernels", "vmlinuz", links)
+    wanted = _Wanted(
+        entry.name, entry.package, entry.member, "kernels", "vmlinuz", links,
+        architecture=entry.architecture,
+    )  # fmt: skip
     return _fetch(wanted, progress)
 
 
@@ -316,7 +326,7 @@ def _read_entry(directory: str) -> FetchedKernel | None:
 
 def _fetch(wanted: _Wanted, progress: Progress | None) -> FetchedKernel:
     """Find the newest package, have it in the cache, and let the names point there."""
-    package = _newest_package(wanted.package)
+    package = _newest_package(wanted.package, wanted.architecture)
     return _put(
         wanted.shelf,
         _cache_key(package.name, package.version),
@@ -347,14 +357,18 @@ def _put(
                 os.symlink(key, new_link)
                 os.replace(new_link, os.path.join(shelf, link))
     except OSError as error:
-        raise FetchError(
-            f"the cache {cache} cannot be written: {error.strerror or error}; "
-            "make room there or give yourself the permission, or set XDG_CACHE_HOME"
-        ) from error
+        raise _no_cache(error) from error
     entry = _read_entry(directory)
     if entry is None:
         raise FetchError(f"{directory} was changed while it was made; try again")
     return entry
+
+
+def _no_cache(error: OSError) -> FetchError:
+    return FetchError(
+        f"the cache {cache_dir()} cannot be written: {error.strerror or error}; "
+        "make room there or give yourself the permission, or set XDG_CACHE_HOME"
+    )
 
 
 def _make_entry(wanted: _Wanted, package: _Package, work: str, progress: Progress | None) -> str:
@@ -457,12 +471,48 @@ def _no_apt(command: str) -> FetchError:
     )
 
 
-def _newest_package(pattern: str) -> _Package:
+def _foreign_apt(architecture: str) -> tuple[str, ...]:
+    """The options with which apt is one for ``architecture``, its package lists up to date.
+
+    They are kept in the cache, signed and checked as the system's own are, by the system's own
+    sources: those are read, and nothing of the system is changed, so root is not needed.
+    """
+    state = os.path.join(cache_dir(), "apt", architecture)
+    try:
+        for directory in ("lists/partial", "cache/archives/partial"):
+            os.makedirs(os.path.join(state, directory), exist_ok=True)
+    except OSError as error:
+        raise _no_cache(error) from error
+    settings = [
+        f"APT::Architecture={architecture}",
+        f"Dir::State={state}",
+        f"Dir::State::Lists={state}/lists",
+        f"Dir::Cache={state}/cache",
+        *_sandbox_settings(),
+    ]
+    options = tuple(word for setting in settings for word in ("-o", setting))
+    status, _, errors = _run(["apt-get", "-q", *options, "update"])
+    if status != 0:
+        said = next((line for line in errors.splitlines() if line.startswith("E:")), errors)
+        raise FetchError(
+            f"apt-get update failed for {architecture}: {said.removeprefix('E:').strip()}; check "
+            "the network, and the proxy if there is one, then try again"
+        )
+    return options
+
+
+def _sandbox_settings() -> list[str]:
+    """Root's apt would download as the user _apt, who may not write into directories of ours."""
+    return ["APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+
+
+def _newest_package(pattern: str, architecture: str = "") -> _Package:
     """The package with the highest version, of those that apt can download and that match."""
     import re
 
     expression = re.compile(pattern)
-    status, output, errors = _run(["apt-cache", "pkgnames"])
+    options = _foreign_apt(architecture) if architecture else ()
+    status, output, errors = _run(["apt-cache", *options, "pkgnames"])
     if status != 0:
         raise FetchError(
             f"apt-cache pkgnames failed: {errors.strip()}; does `apt-get update` help?"
@@ -470,7 +520,7 @@ def _newest_package(pattern: str) -> _Package:
     names = sorted(name for name in output.split() if expression.fullmatch(name))
     packages = []
     if names:
-        _, output, _ = _run(["apt-cache", "show", "--no-all-versions", *names])
+        _, output, _ = _run(["apt-cache", *options, "show", "--no-all-versions", *names])
         for paragraph in output.split("\n\n"):
             fields = _parse_paragraph(paragraph)
             if "SHA256" in fields:  # not so if the package is only installed, from nowhere
@@ -480,10 +530,16 @@ def _newest_package(pattern: str) -> _Package:
                         fields["Version"],
                         fields["SHA256"],
                         int(fields["Size"]),
+                        options,
                     )
                 )
     if not packages:
-        _, lists, _ = _run(["apt-get", "indextargets", "--format", "$(FILENAME)"])
+        _, lists, _ = _run(["apt-get", *options, "indextargets", "--format", "$(FILENAME)"])
+        if not lists.strip() and architecture:
+            raise FetchError(
+                f"this machine's package sources have nothing for {architecture}; add one that "
+                "has, or give the kernel's file"
+            )
         if not lists.strip():
             raise FetchError(
                 "apt's package lists are empty; run `apt-get update` as root, then try again"
@@ -506,13 +562,9 @@ def _download(package: _Package, directory: str, progress: Progress | None) -> s
     import subprocess
 
     status_read, status_write = os.pipe()
-    options = [f"APT::Status-Fd={status_write}"]
-    if os.geteuid() == 0:
-        # Root's apt would download as the user _apt, who may not write into this directory.
-        options.append("APT::Sandbox::User=root")
-    command = ["apt-get", "-q"]
-    for option in options:
-        command += ["-o", option]
+    command = ["apt-get", "-q", *package.apt_options]
+    for setting in [f"APT::Status-Fd={status_write}", *_sandbox_settings()]:
+        command += ["-o", setting]
     command += ["download", f"{package.name}={package.version}"]
     try:
         with (

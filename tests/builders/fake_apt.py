@@ -19,6 +19,7 @@ _APT_CACHE = """\
 #!/bin/sh
 echo "apt-cache $*" >> "$0.log"
 cd '{root}'
+while [ "$1" = -o ]; do shift 2; done
 case $1 in
     pkgnames) ls packages ;;
     show) shift 2; for name; do cat "packages/$name/paragraph"; echo; done ;;
@@ -31,6 +32,7 @@ echo "apt-get $*" >> "$0.log"
 for word; do
     case $word in
         APT::Status-Fd=*) fd=${{word#*=}} ;;
+        update) [ -f '{root}/failure' ] || exit 0 ;;
         indextargets) cat '{root}/targets'; exit ;;
     esac
 done

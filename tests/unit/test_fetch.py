@@ -230,6 +230,46 @@ def test_empty_lists_ask_for_apt_get_update(apt: FakeApt) -> None:
         fetch_kernel("debian:6.12")
 
 
+ARM64 = "linux-image-6.1.0-9-cloud-arm64-unsigned"
+
+
+def test_kernel_of_another_architecture_is_fetched_with_a_state_of_its_own(
+    apt: FakeApt, cache: Path
+) -> None:
+    apt.add_package(ARM64, "6.1.9-1", {"boot/vmlinuz-9": VMLINUZ_10})
+    kernel = fetch_kernel("debian:6.1-arm64")
+    assert (kernel.package, Path(kernel.path).read_bytes()) == (ARM64, VMLINUZ_10)
+    state = cache / "apt" / "arm64"
+    for call in apt.calls:
+        # apt.conf(5): where what is kept, and for which architecture.
+        assert " -o APT::Architecture=arm64 " in call
+        assert f" -o Dir::State={state} " in call
+        assert f" -o Dir::State::Lists={state}/lists " in call
+        assert f" -o Dir::Cache={state}/cache " in call
+    words = [call.split() for call in apt.calls]
+    assert [word for line in words for word in line if word in ("update", "download")] == [
+        "update",
+        "download",
+    ]
+
+
+def test_kernel_of_this_architecture_is_fetched_with_the_systems_state(apt: FakeApt) -> None:
+    fetch_kernel("debian")
+    assert not any("Dir::" in call or "APT::Architecture" in call for call in apt.calls)
+
+
+def test_lists_of_another_architecture_that_cannot_be_fetched_are_told(apt: FakeApt) -> None:
+    apt.fail_downloads("E: Could not resolve 'x'\n")
+    with pytest.raises(FetchError, match=r"update failed for arm64: Could not resolve 'x'; check"):
+        fetch_kernel("debian:6.1-arm64")
+
+
+def test_sources_without_another_architecture_are_told(apt: FakeApt) -> None:
+    apt.lose_lists()
+    with pytest.raises(FetchError, match="sources have nothing for arm64"):
+        fetch_kernel("debian:6.1-arm64")
+
+
 def test_release_without_the_package_is_told(apt: FakeApt) -> None:
     with pytest.raises(FetchError, match=r"apt knows no package whose name matches .*6"):
         fetch_kernel("debian:6.12")
