@@ -63,6 +63,10 @@ class InitrdError(ImageError):
     """The initrd cannot be placed where the kernel would find it."""
 
 
+class DeviceTreeError(ImageError):
+    """The devicetree is not one that a kernel takes, or not at this place."""
+
+
 class CmdlineError(ConfigError):
     """The command line is not one that the kernel can take."""
 

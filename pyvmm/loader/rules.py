@@ -30,6 +30,7 @@ _PE = "Microsoft, PE Format, "
 _UKI = "UAPI.5, Unified Kernel Image"
 _ZBOOT = "Linux, drivers/firmware/efi/libstub/zboot-header.S"
 _ARM64 = "Documentation/arch/arm64/booting.rst"
+_DTSPEC = "Devicetree Specification 0.4, 5.2"
 _RISCV64 = "Documentation/arch/riscv/boot-image-header.rst"
 
 RULES: dict[str, Rule] = {
@@ -73,6 +74,18 @@ RULES: dict[str, Rule] = {
     "riscv64-image-size": Rule("image_size is not 0", _RISCV64),
     "image-base-alignment": Rule("the base is a multiple of 2 MiB", _ARM64),
     "image-ram": Rule("the Image and all that it needs behind it are in guest RAM", _MEMORY),
+    # Devicetrees
+    "fdt-header-size": Rule("the file holds the whole header, 40 bytes", _DTSPEC),
+    "fdt-magic": Rule("the file begins with d0 0d fe ed", _DTSPEC),
+    "fdt-size-limit": Rule("it has at most 2 MiB", _ARM64),
+    "fdt-totalsize": Rule("the file holds totalsize bytes, the header among them", _DTSPEC),
+    "fdt-version": Rule("it is of version 17, or can be read as that", _DTSPEC),
+    "fdt-block": Rule("each of its blocks is aligned, and within totalsize", _DTSPEC),
+    "fdt-alignment": Rule("it is placed at a multiple of 8", _ARM64),
+    "fdt-ram": Rule("it is placed in guest RAM", _MEMORY),
+    "fdt-bootargs": Rule(
+        "a command line in it is printable ASCII", "Devicetree Specification 0.4, 2.2.4"
+    ),
     # ELF
     "elf-magic": Rule("the file begins with 7f 45 4c 46", _ELF_HEADER),
     "elf-header-size": Rule(

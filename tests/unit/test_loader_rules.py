@@ -10,7 +10,7 @@ import pyvmm
 from pyvmm.errors import KernelImageError
 from pyvmm.loader.rules import RULES
 
-ERRORS = {"KernelImageError", "InitrdError", "CmdlineError", "GuestMemoryError"}
+ERRORS = {"KernelImageError", "InitrdError", "CmdlineError", "DeviceTreeError", "GuestMemoryError"}
 
 
 def raised_rules() -> Iterator[tuple[str, str]]:

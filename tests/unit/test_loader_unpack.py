@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import tracemalloc
+from collections.abc import Callable
 
 import lz4.frame
 import pytest
@@ -264,8 +265,7 @@ def test_compressed_vmlinux_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("wrap", [gzip.compress, uki])
-def test_vmlinux_is_extracted_from_all_wrapping(wrap: object) -> None:
-    assert callable(wrap)
+def test_vmlinux_is_extracted_from_all_wrapping(wrap: Callable[[bytes], bytes]) -> None:
     for kernel in (VMLINUX, bz.bzimage(bz.compress("zstd", VMLINUX))):
         assert extract_vmlinux(KernelImage.from_bytes(wrap(kernel))) == VMLINUX
 
