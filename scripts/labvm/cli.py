@@ -40,6 +40,7 @@ TEST_KERNELS = (
 TEST_FILES = (
     ("grub-invaders", "boot/invaders.exec"),
     ("multiboot", "usr/lib/multiboot/examples/kernel"),
+    ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
     ("xen-hypervisor-4.17-amd64", r"boot/xen-.*-amd64\.gz"),
 )
 

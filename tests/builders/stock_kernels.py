@@ -89,8 +89,15 @@ def boot_kernel(
     kernel: str, *options: str, initrd: str | None = None, cmdline: str = CMDLINE
 ) -> Boot:
     """Run ``kernel`` to its end; a reset counts as one."""
-    command = [*PYVMM, "run", "--kernel", kernel, "--cmdline", cmdline]
-    command += ["--initrd", initrd] if initrd is not None else []
+    options = ("--cmdline", cmdline, *options)
+    if initrd is not None:
+        options = ("--initrd", initrd, *options)
+    return boot_image(kernel, *options)
+
+
+def boot_image(kernel: str, *options: str) -> Boot:
+    """The same with no command line and no initrd but those in the image, or in ``options``."""
+    command = [*PYVMM, "run", "--kernel", kernel]
     command += ["--no-reboot", "--timeout", str(BOOT_TIMEOUT_S), *options]
     result = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, timeout=BOOT_TIMEOUT_S + 20
