@@ -18,6 +18,7 @@ from builders.elf_oracle import open_elf
 from builders.flat_image import arm64_image, riscv64_image, zboot
 from builders.pe import uki
 from builders.real_kernels import SERIES, debian_vmlinuz
+from builders.stock_kernels import stock_kernel
 
 from pyvmm.explain import bzimage, elf, fdt, flat, linux, multiboot, pe, wrapping
 from pyvmm.explain.model import Field, Section
@@ -341,6 +342,27 @@ def test_arm64_header_is_told() -> None:
         "anywhere": True,
     }
     assert sum(field.size or 0 for field in section.fields) == 64
+
+
+@pytest.mark.parametrize("name", ["debian:6.1-arm64", "debian:6.12-arm64"])
+def test_stock_arm64_kernel_is_what_file_tells(name: str) -> None:
+    if shutil.which("file") is None:
+        pytest.skip("file is not installed")
+    path = stock_kernel(name).path
+    output = subprocess.run(
+        ["file", "-bL", path], capture_output=True, text=True, check=True
+    ).stdout
+    told = re.search(r"ARM64 boot executable Image, (little|big)-endian, (\d+)K pages", output)
+    assert told is not None, output
+    with KernelImage.open(path) as image:
+        (section,) = flat.describe_arm64(image.data)
+        pe_header, _ = pe.describe(image.data)
+        version = linux.version_string(image.data)
+    flags = fields_of(section)["flags"]
+    assert flags.shown.endswith(f"(pages: {told[2]} KiB)")
+    assert flags.bits[0].is_set is (told[1] == "big")
+    assert "(ARM64)" in fields_of(pe_header)["Machine"].shown
+    assert re.match(r"Linux version 6\.\d+\.\S+-arm64 ", version)
 
 
 def test_riscv64_header_is_told() -> None:
