@@ -99,7 +99,7 @@ class MachineConfig(NamedTuple):
                 "--kaslr cannot go with --protocol pvh, which has no way to tell a kernel that it "
                 "was moved; expected --protocol linux64 or none"
             )
-        if "nokaslr" in self.cmdline.split():
+        if self.cmdline is not None and "nokaslr" in self.cmdline.split():
             raise ConfigError(
                 "--kaslr was given, and nokaslr on the kernel's command line; leave out one"
             )

@@ -60,7 +60,12 @@ class GuestRegion:
     __slots__ = ("base_gpa", "buffer", "end_gpa", "fd", "size_bytes", "view")
 
     def __init__(
-        self, base_gpa: int, size_bytes: int, buffer: mmap.mmap, offset: int, fd: int | None
+        self,
+        base_gpa: int,
+        size_bytes: int,
+        buffer: mmap.mmap,
+        fd: int | None,
+        offset: int = 0,
     ) -> None:
         self.base_gpa = base_gpa
         self.size_bytes = size_bytes
@@ -284,4 +289,4 @@ def _map_region(
             buffer.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             pass  # a host built without them: only slower
-    return GuestRegion(base_gpa, size_bytes, buffer, offset, fd)
+    return GuestRegion(base_gpa, size_bytes, buffer, fd, offset)

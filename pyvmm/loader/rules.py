@@ -222,8 +222,6 @@ RULES: dict[str, Rule] = {
         "kernel and runtime address are above the first MiB",
         _BOOT_RST + "code32_start, pref_address",
     ),
-    # PVH
-    "pvh-start-info-size": Rule("start_info, modules and memory map fit into their page", _LAYOUT),
     # A compressed payload, of a bzImage or of EFI zboot
     "payload-compression": Rule(
         "it begins as one of seven compressions does", _BOOT_RST + "payload_offset"

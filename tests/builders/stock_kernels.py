@@ -67,16 +67,6 @@ def release(kernel: FetchedKernel) -> str:
     return kernel.package.removeprefix("linux-image-").removesuffix("-unsigned")
 
 
-def package_file(package: str, member: str) -> str:
-    """The path of a file of a package. Skips if it cannot be had; in the lab that fails."""
-    try:
-        return fetch_package_file(package, member)
-    except FetchError as error:
-        if os.environ.get("PYVMM_LAB") == "1":
-            raise
-        pytest.skip(str(error))
-
-
 def make_initramfs(directory: Path, init: bytes | None) -> str:
     """A busybox initramfs in ``directory`` with this /init, or the default one."""
     path = str(directory / "initramfs")

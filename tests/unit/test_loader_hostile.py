@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from pyvmm.config import MachineConfig
 from pyvmm.errors import InitrdError, KernelImageError
-from pyvmm.loader.image import ImageFormat, KernelImage, detect
 from pyvmm.explain import as_html, as_json, text
 from pyvmm.explain.report import explain
+from pyvmm.loader.image import ImageFormat, KernelImage, detect
 from pyvmm.loader.initrd import place_initrd
 from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress, LoadedKernel, extract_vmlinux, load_kernel
