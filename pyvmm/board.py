@@ -49,11 +49,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from kvm_bindings import Vm
+    from kvm_bindings import Vcpu, Vm
     from pyvmm.arch.x86_64.registers import EntryState
+    from pyvmm.completion.completer import Completer
     from pyvmm.config import MachineConfig
 
     Output = Callable[[bytes], object]
+
+
+# KVM_CAP_XSAVE2 says 0 where KVM_GET_XSAVE is all there is, and with it 4096 or more.
+_XSAVE_BYTES_MIN = 4096
 
 
 class GsiLine:
@@ -164,9 +169,25 @@ class Board:
             vcpu = stack.enter_context(self.vm.create_vcpu(apic_id))
             leaves = cpuid_source.leaves_for(vcpu)
             set_up_vcpu(vcpu, leaves, entry if apic_id == 0 else None)
-            self.loops.append(VcpuLoop(vcpu, self.ports, self.mmio, self.memory.read, device_lock))
+            self.loops.append(
+                VcpuLoop(
+                    vcpu,
+                    self.ports,
+                    self.mmio,
+                    self.memory.read,
+                    device_lock,
+                    self._make_completer,
+                )
+            )
             if apic_id == 0:
                 self._features = next(leaf for leaf in leaves if leaf.function == 1)
+
+    def _make_completer(self, vcpu: Vcpu) -> Completer:
+        """What executes the instructions that this host's KVM cannot: most hosts need none."""
+        from pyvmm.completion.completer import Completer
+
+        xsave_bytes = self.vm.check_extension(constants.KVM_CAP_XSAVE2)
+        return Completer(vcpu, self.memory, max(xsave_bytes, _XSAVE_BYTES_MIN))
 
     def _write_tables(self) -> None:
         """What tells a kernel of processors, interrupts and devices: ACPI's tables.

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
@@ -114,6 +115,7 @@ class Machine:
         self._paused = False
         self._ending: RunResult | BaseException = STOPPED
         self._exits_before_reset = 0
+        self._completions_before_reset: Counter[str] = Counter()
         self._kick_signal = 0
         self.boots = 0
         """How often the machine has been powered on or reset."""
@@ -251,6 +253,17 @@ class Machine:
         """How often the guest has needed us."""
         return self._exits_before_reset + sum(loop.exits for loop in self.board.loops)
 
+    @property
+    def completions(self) -> Counter[str]:
+        """How often which instruction was executed by pyvmm because KVM could not.
+
+        Empty where KVM has hardware under it.
+        """
+        total = Counter(self._completions_before_reset)
+        for loop in self.board.loops:
+            total.update(loop.completions)
+        return total
+
     def placements(self) -> Iterator[Placement]:
         """What was put into guest memory, by address."""
         return self.board.placements()
@@ -287,6 +300,7 @@ class Machine:
 
     def _reset(self) -> None:
         self._exits_before_reset = self.exits
+        self._completions_before_reset = self.completions
         self.board.close()
         self._power_on()
 

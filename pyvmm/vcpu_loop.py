@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from kvm_bindings import ExitReason, KvmError, constants
 from pyvmm.arch.x86_64.registers import RFLAGS_IF
+from pyvmm.errors import GuestMemoryError
 from pyvmm.outcome import Outcome, RunEnded, RunResult
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from kvm_bindings import Vcpu
     from kvm_bindings.exits import InternalError, VcpuExit
+    from pyvmm.completion.completer import Completer
     from pyvmm.devices.bus import MmioBus, PortBus
 
 _EXIT_IO = ExitReason.IO
@@ -58,6 +60,8 @@ class VcpuLoop:
     """Runs ``vcpu`` until something ends the run. ``run`` belongs to one thread.
 
     ``device_lock`` is what the loops of all vCPUs share; a machine with one vCPU needs none.
+    ``make_completer`` makes what executes the instructions that KVM cannot, at the first of them;
+    without it such an instruction ends the run.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class VcpuLoop:
         mmio: MmioBus,
         read_memory: Callable[[int, int], bytes],
         device_lock: Lock | None = None,
+        make_completer: Callable[[Vcpu], Completer] | None = None,
     ) -> None:
         self.vcpu = vcpu
         self.native_thread_id = 0
@@ -86,8 +91,15 @@ class VcpuLoop:
         self._ports = ports
         self._mmio = mmio
         self._read_memory = read_memory
+        self._make_completer = make_completer
+        self._completer: Completer | None = None
 
     # For other threads.
+
+    @property
+    def completions(self) -> dict[str, int]:
+        """How often which instruction was executed here instead of by KVM, by its mnemonic."""
+        return dict(self._completer.counts) if self._completer is not None else {}
 
     def kick(self) -> None:
         """Get the vCPU out of the guest to look at what is wanted of it."""
@@ -254,7 +266,20 @@ class VcpuLoop:
                     report=self._registers(),
                 )
 
-    def _emulation_failure(self, failure: InternalError) -> RunResult:
+    def _emulation_failure(self, failure: InternalError) -> RunResult | None:
+        """Execute the instruction that KVM could not; if we cannot either, the run is over."""
+        why = ""
+        if self._completer is None and self._make_completer is not None:
+            self._completer = self._make_completer(self.vcpu)
+        if self._completer is not None:
+            from pyvmm.completion.state import Unhandled
+
+            try:
+                with self._slow_path_lock:
+                    self._completer.complete(failure.insn_bytes)
+                return None
+            except Unhandled as reason:
+                why = f"; {reason}"
         from pyvmm.debug.registers import cpu_mode
 
         regs, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()
@@ -262,7 +287,8 @@ class VcpuLoop:
         shown = instruction.hex(" ") if instruction else "bytes not readable"
         return RunResult(
             Outcome.EMULATION_FAILURE,
-            f"KVM could not emulate the instruction at {regs.rip:#x} ({cpu_mode(sregs)}): {shown}",
+            f"KVM could not emulate the instruction at {regs.rip:#x} ({cpu_mode(sregs)}): {shown}"
+            f"{why}",
             report=self._registers(),
         )
 
@@ -277,7 +303,7 @@ class VcpuLoop:
                 break
             try:
                 collected += self._read_memory(translation.physical_address, size_bytes)
-            except LookupError:
+            except GuestMemoryError:
                 break
         return collected
 

@@ -234,6 +234,9 @@ def _describe(machine: Machine) -> None:
 
 def _tell_what_happened(machine: Machine) -> None:
     tell(f"pyvmm: {machine.exits} exits to userspace")
+    if completions := machine.completions:
+        counts = ", ".join(f"{name} {count}" for name, count in completions.most_common())
+        tell(f"pyvmm: {completions.total()} instructions completed: {counts}")
     for port, (reads, writes) in sorted(machine.board.ports.unclaimed().items()):
         tell(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
     for gpa, (reads, writes) in sorted(machine.board.mmio.unclaimed().items()):
