@@ -107,19 +107,12 @@ def _check_pku(op: Operation) -> None:
 
 def sldt(op: Operation) -> Operation:
     """The LDT's selector."""
-    return _store_selector(op, op.state.ldt.selector)
+    return op.write(0, op.state.ldt.selector)
 
 
 def store_task_register(op: Operation) -> Operation:
     """STR: the task register's selector."""
-    return _store_selector(op, op.state.tr_selector)
-
-
-def _store_selector(op: Operation, selector: int) -> Operation:
-    _check_protected(op)
-    if op.state.cr4 & s.CR4_UMIP and op.state.cpl:
-        raise Fault.general_protection()
-    return op.write(0, selector)
+    return op.write(0, op.state.tr_selector)
 
 
 def verr(op: Operation) -> Operation:
@@ -135,13 +128,7 @@ def verw(op: Operation) -> Operation:
     return _verify(op, _is_writable)
 
 
-def _check_protected(op: Operation) -> None:
-    if not op.state.cr0 & s.CR0_PE:
-        raise Fault.undefined_opcode()
-
-
 def _verify(op: Operation, has_right: Callable[[int], bool]) -> Operation:
-    _check_protected(op)
     selector = op.read(0) & 0xFFFF
     high = _descriptor_high(op, selector)
     ok = high is not None and bool(high & _NOT_SYSTEM) and has_right(high)

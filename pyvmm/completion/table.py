@@ -55,6 +55,17 @@ def _supervisor_only(op: Operation) -> None:
         raise Fault.undefined_opcode()
 
 
+def _protected(op: Operation) -> None:
+    if not op.state.cr0 & s.CR0_PE:
+        raise Fault.undefined_opcode()
+
+
+def _umip(op: Operation) -> None:
+    _protected(op)
+    if op.state.cr4 & s.CR4_UMIP:
+        _privileged(op)
+
+
 def _check_task_switched(op: Operation) -> None:
     if op.state.cr0 & s.CR0_TS:
         raise Fault(s.NM)
@@ -171,10 +182,6 @@ _integer: dict[Mnemonic_, Run] = {
     M.RDGSBASE: partial(system.read_base, segment=s.GS),
     M.WRFSBASE: partial(system.write_base, segment=s.FS),
     M.WRGSBASE: partial(system.write_base, segment=s.GS),
-    M.SLDT: system.sldt,
-    M.STR: system.store_task_register,
-    M.VERR: system.verr,
-    M.VERW: system.verw,
 }
 
 _nothing = (
@@ -267,6 +274,10 @@ def _build() -> dict[Mnemonic_, Entry]:
         M.CMPXCHG16B: Entry(integer.cmpxchg16b, aligned=_naturally),
         M.STAC: Entry(system.stac, _supervisor_only),
         M.CLAC: Entry(system.clac, _supervisor_only),
+        M.SLDT: Entry(system.sldt, _umip),
+        M.STR: Entry(system.store_task_register, _umip),
+        M.VERR: Entry(system.verr, _protected),
+        M.VERW: Entry(system.verw, _protected),
         M.INVPCID: Entry(system.invpcid, _privileged),
         M.RDTSCP: Entry(system.rdtscp, needs_clock=True),
         M.RDPID: Entry(system.rdpid, needs_clock=True),

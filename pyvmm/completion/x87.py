@@ -46,9 +46,21 @@ def fnclex(op: Operation) -> Operation:
 
 
 def emms(op: Operation) -> Operation:
-    """All x87 registers are empty."""
+    """All x87 registers are empty, and TOP is 0 (SDM 3A table 13-2)."""
     _check_pending(op)
-    return op.set_xstate(op.xstate.with_number(x.FTW, 1, _ALL_EMPTY, x.X87))
+    xstate = op.xstate
+    if not xstate.in_use >> x.X87 & 1:
+        return op
+    status = xstate.number(x.FSW, 2)
+    # The area has the registers from ST0, the one at TOP, on.
+    first = x.XMM0 - 16 * (status >> _TOP_SHIFT & 7)
+    stack = (xstate.area[first : x.XMM0] + xstate.area[x.ST0 : first])[: x.XMM0 - x.ST0]
+    parts = [
+        (x.FSW, (status & ~(7 << _TOP_SHIFT)).to_bytes(2, "little")),
+        (x.FTW, bytes([_ALL_EMPTY])),
+        (x.ST0, stack),
+    ]
+    return op.set_xstate(xstate.with_parts(x.X87, parts))
 
 
 def fild(op: Operation) -> Operation:
