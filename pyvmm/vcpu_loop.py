@@ -268,7 +268,7 @@ class VcpuLoop:
 
     def _emulation_failure(self, failure: InternalError) -> RunResult | None:
         """Execute the instruction that KVM could not; if we cannot either, the run is over."""
-        why = ""
+        explained = ""
         if self._completer is None and self._make_completer is not None:
             self._completer = self._make_completer(self.vcpu)
         if self._completer is not None:
@@ -279,7 +279,8 @@ class VcpuLoop:
                     self._completer.complete(failure.insn_bytes)
                 return None
             except Unhandled as reason:
-                why = f"; {reason}"
+                text = self._completer.disassemble(failure.insn_bytes)
+                explained = f" ({text}); pyvmm cannot either: {reason}"
         from pyvmm.debug.registers import cpu_mode
 
         regs, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()
@@ -288,7 +289,7 @@ class VcpuLoop:
         return RunResult(
             Outcome.EMULATION_FAILURE,
             f"KVM could not emulate the instruction at {regs.rip:#x} ({cpu_mode(sregs)}): {shown}"
-            f"{why}",
+            f"{explained}",
             report=self._registers(),
         )
 

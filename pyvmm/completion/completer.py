@@ -123,7 +123,7 @@ class Completer:
             insn = self._decode(state, fetched)
             entry = TABLE.get(insn.mnemonic)
             if entry is None:
-                raise Unhandled(f"{insn:gx} is not among the instructions that pyvmm completes")
+                raise Unhandled("it is not among the instructions that pyvmm knows")
             self._execute(entry, insn, state, regs, sregs)
         except Fault as fault:
             self._raise_in_guest(fault, regs, sregs)
