@@ -98,7 +98,7 @@ class Completer:
 
     def __init__(self, vcpu: VcpuPort, memory: GuestMemory, xsave_bytes: int) -> None:
         self.counts: Counter[str] = Counter()
-        """How often each instruction was completed, exceptions that it raised included."""
+        """How often each instruction was completed, by its mnemonic."""
         self._vcpu = vcpu
         self._memory = memory
         self._xsave_bytes = xsave_bytes
