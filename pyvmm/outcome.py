@@ -10,7 +10,7 @@
 | PANIC             | 3           | the guest's kernel panicked                                |
 | HALTED            | 4           | halted with interrupts off: nothing can wake it            |
 | TRIPLE_FAULT      | 5           | an exception while handling the double fault               |
-| EMULATION_FAILURE | 6           | KVM met an instruction that it can neither run nor emulate |
+| EMULATION_FAILURE | 6           | an instruction that neither KVM nor pyvmm can emulate      |
 | KVM_FAILURE       | 7           | KVM could not go on for another reason                     |
 | TIMEOUT           | 124         | ``--timeout`` ran out (as timeout(1) says it)              |
 | SIGNAL            | 128 + n     | signal n ended pyvmm (as a shell says it)                  |

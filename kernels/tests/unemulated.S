@@ -1,6 +1,6 @@
 /*
  * Executes POPCNT in kernel mode, then exits with status 0. Where KVM runs kernel mode through its
- * instruction emulator, which does not know POPCNT, this ends in an emulation failure instead.
+ * instruction emulator, which does not know POPCNT, pyvmm executes it.
  */
 
 #include "guest.inc"

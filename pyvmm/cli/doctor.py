@@ -137,7 +137,7 @@ def _check_virtualization(kvm: Kvm) -> Check:
     return Check(
         None,
         "software virtualization: KVM emulates the guest's kernel mode, instruction by instruction",
-        "small kernels run; a stock kernel ends at the first instruction that KVM cannot emulate. "
+        "slow; what KVM cannot emulate pyvmm executes itself. "
         "For full speed use a machine that gives VT-x or SVM",
     )
 

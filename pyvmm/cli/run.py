@@ -29,8 +29,8 @@ in the terminal: Ctrl-A x ends the run, Ctrl-A c sends Ctrl-A, Ctrl-A h lists th
 
 exit status: 0 the guest powered off (or reset itself, with --no-reboot); N it exited with N
 (debug exit port); 3 its kernel panicked; 4 halted for good; 5 triple fault; 6 an instruction that
-KVM cannot emulate; 7 another failure in KVM; 124 timeout; 128+N ended by signal N; 1 this machine
-cannot; 2 a mistake in what was given
+neither KVM nor pyvmm can emulate; 7 another failure in KVM; 124 timeout; 128+N ended by signal N;
+1 this machine cannot; 2 a mistake in what was given
 
 examples:
   pyvmm run                                      the embedded kernel
@@ -236,7 +236,8 @@ def _tell_what_happened(machine: Machine) -> None:
     tell(f"pyvmm: {machine.exits} exits to userspace")
     if completions := machine.completions:
         counts = ", ".join(f"{name} {count}" for name, count in completions.most_common())
-        tell(f"pyvmm: {completions.total()} instructions completed: {counts}")
+        total = completions.total()
+        tell(f"pyvmm: {total} instruction{'s'[: total != 1]} completed: {counts}")
     for port, (reads, writes) in sorted(machine.board.ports.unclaimed().items()):
         tell(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
     for gpa, (reads, writes) in sorted(machine.board.mmio.unclaimed().items()):

@@ -14,6 +14,7 @@ from build_guest import build
 from builders import elf
 from builders.bzimage import bzimage, compress
 from builders.cli import COMMAND, complaint, last_line, pyvmm, running
+from builders.host import kvm_is_software
 
 from pyvmm import embedded
 from pyvmm.units import GiB, MiB
@@ -27,7 +28,7 @@ PROMPT = b"powers off\r\n> "
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guests of kernels/tests; ``pio_loop`` prints for ever."""
     directory = tmp_path_factory.mktemp("guests")
-    for name in ("halt_forever", "spin", "triple_fault", "unemulated"):
+    for name in ("halt_forever", "spin", "triple_fault", "unemulated", "unknown"):
         build(name, str(directory))
     build("pio_loop", str(directory), {"PORT": 0x3F8, "COUNT": 0x7FFF_FFFF})
     return directory
@@ -270,15 +271,22 @@ def test_guest_ends_as_it_does(guest: str, status: int, said: str, guests: Path)
 
 
 def test_emulation_failure_shows_address_bytes_and_registers(guests: Path) -> None:
-    result = pyvmm("run", "--kernel", guests / "unemulated.elf", "--mem", "16M")
+    result = pyvmm("run", "--kernel", guests / "unknown.elf", "--mem", "16M")
     if result.returncode == 0:
         pytest.skip("this KVM runs kernel mode natively")
     assert result.returncode == 6
     assert re.fullmatch(
-        r"pyvmm: KVM could not emulate the instruction at 0x100000 \(.*\): f3 0f b8 c0 .*",
+        r"pyvmm: KVM could not emulate the instruction at 0x100000 \(.*\): d9 e8 .*",
         last_line(result),
     )
     assert re.search(r"^rip 0000000000100000 ", result.stderr.decode(), re.MULTILINE)
+
+
+def test_instructions_that_kvm_cannot_emulate_are_executed_and_counted(guests: Path) -> None:
+    result = pyvmm("run", "--kernel", guests / "unemulated.elf", "--mem", "16M", "-v")
+    assert result.returncode == 0
+    told = b"pyvmm: 1 instruction completed: popcnt 1\n" in result.stderr
+    assert told is kvm_is_software()
 
 
 # Signals.

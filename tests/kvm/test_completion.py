@@ -9,28 +9,21 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from builders.host import kvm_is_software
 from builders.host_cpu import host_features
 from builders.long_guest import CODE, RESULTS, UNMAPPED, LongGuest, run_long_guest
 
-from kvm_bindings import Kvm
 from pyvmm.outcome import Outcome
-from pyvmm.probe import Virtualization, probe_virtualization
 
 pytestmark = pytest.mark.kvm
 
 END = "mov $7, %al; out %al, $0xf4"
 
 
-@pytest.fixture(scope="module")
-def is_software() -> bool:
-    with Kvm() as kvm:
-        return probe_virtualization(kvm) is Virtualization.SOFTWARE
-
-
-def check(guest: LongGuest, is_software: bool, **completions: int) -> None:
+def check(guest: LongGuest, **completions: int) -> None:
     """The guest came to its end, and these were completed, if KVM could not do it."""
     assert (guest.result.outcome, guest.result.number) == (Outcome.GUEST_EXIT, 7), guest.result
-    assert guest.completions == (Counter(completions) if is_software else Counter())
+    assert guest.completions == (Counter(completions) if kvm_is_software() else Counter())
 
 
 NUMBERS = {
@@ -58,23 +51,23 @@ def test_guest_executes_an_instruction_on_general_registers(name: str) -> None:
     assert guest.number(1) == expected
 
 
-def test_completions_are_counted(is_software: bool) -> None:
+def test_completions_are_counted() -> None:
     guest = run_long_guest(f"mov $5, %ecx; again: popcnt %rcx, %rax; loop again; {END}")
-    check(guest, is_software, popcnt=5)
+    check(guest, popcnt=5)
 
 
-def test_memory_is_compared_and_exchanged(is_software: bool) -> None:
+def test_memory_is_compared_and_exchanged() -> None:
     guest = run_long_guest(
         f"""mov $1, %eax; mov $2, %edx; mov $3, %ebx; mov $4, %ecx
         movq $1, {RESULTS}; movq $2, {RESULTS + 8}
         cmpxchg16b {RESULTS}; setz %bl; movzx %bl, %ebx; mov %rbx, {RESULTS + 16}
         cmpxchg16b {RESULTS}; mov %rax, {RESULTS + 24}; mov %rdx, {RESULTS + 32}; {END}"""
     )
-    check(guest, is_software, cmpxchg16b=2)
+    check(guest, cmpxchg16b=2)
     assert [guest.number(index) for index in range(5)] == [3, 4, 1, 3, 4]
 
 
-def test_vector_registers_are_saved_and_restored(is_software: bool) -> None:
+def test_vector_registers_are_saved_and_restored() -> None:
     guest = run_long_guest(
         f"""xor %ecx, %ecx; xgetbv; or $3, %eax; xsetbv
         movups pattern(%rip), %xmm5; mov $3, %eax; xor %edx, %edx
@@ -82,14 +75,14 @@ def test_vector_registers_are_saved_and_restored(is_software: bool) -> None:
         xrstor {RESULTS + 0x400}; movups %xmm5, {RESULTS + 16}; {END}
         pattern: .quad 0x1122334455667788, 0x99aabbccddeeff00"""
     )
-    check(guest, is_software, xgetbv=1, xsave=1, pxor=1, xrstor=1)
+    check(guest, xgetbv=1, xsave=1, pxor=1, xrstor=1)
     assert [guest.number(index) for index in range(4)] == [
         *(0, 0),
         *(0x1122_3344_5566_7788, 0x99AA_BBCC_DDEE_FF00),
     ]
 
 
-def test_page_fault_of_a_completed_instruction_reaches_the_guest(is_software: bool) -> None:
+def test_page_fault_of_a_completed_instruction_reaches_the_guest() -> None:
     guest = run_long_guest(
         f"""mov ${UNMAPPED - 4}, %esi; popcnt (%rsi), %rax; hlt
         .org 0x100
@@ -97,7 +90,7 @@ def test_page_fault_of_a_completed_instruction_reaches_the_guest(is_software: bo
         pop %rax; mov %rax, {RESULTS + 8}; pop %rax; mov %rax, {RESULTS + 16}; {END}""",
         gates={14: 0x100},
     )
-    check(guest, is_software)
+    check(guest)
     assert guest.number(0) == UNMAPPED
     assert guest.number(1) == 0  # a read, by the supervisor, of a page that is not present
     assert guest.number(2) == CODE + 5  # the POPCNT
@@ -119,7 +112,7 @@ def test_general_protection_of_a_completed_instruction_reaches_the_guest() -> No
     [("int3", 3, "int3"), ("int $0x80", 0x80, "int"), (".byte 0xcd, 3", 3, "int")],
 )
 def test_software_interrupt_returns_behind_its_instruction(
-    source: str, vector: int, name: str, is_software: bool
+    source: str, vector: int, name: str
 ) -> None:
     guest = run_long_guest(
         f"""mov $1, %ebx; {source}; mov %rbx, {RESULTS}; {END}
@@ -127,22 +120,22 @@ def test_software_interrupt_returns_behind_its_instruction(
         add $0x10, %ebx; iretq""",
         gates={vector: 0x100},
     )
-    check(guest, is_software, **{name: 1})
+    check(guest, **{name: 1})
     assert guest.number(0) == 0x11
 
 
-def test_flags_of_a_completed_instruction_are_there_for_the_next(is_software: bool) -> None:
+def test_flags_of_a_completed_instruction_are_there_for_the_next() -> None:
     guest = run_long_guest(
         f"xor %ecx, %ecx; popcnt %rcx, %rax; setz %cl; mov %rcx, {RESULTS}; {END}"
     )
-    check(guest, is_software, popcnt=1)
+    check(guest, popcnt=1)
     assert guest.number(0) == 1
 
 
-def test_instruction_that_nobody_knows_ends_the_run_and_is_told(is_software: bool) -> None:
+def test_instruction_that_nobody_knows_ends_the_run_and_is_told() -> None:
     guest = run_long_guest(f"addps %xmm0, %xmm1; {END}")
-    if not is_software:
-        check(guest, is_software)
+    if not kvm_is_software():
+        check(guest)
         return
     assert guest.result.outcome is Outcome.EMULATION_FAILURE
     assert guest.result.summary.startswith(
