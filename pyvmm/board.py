@@ -185,9 +185,12 @@ class Board:
     def _make_completer(self, vcpu: Vcpu) -> Completer:
         """What executes the instructions that this host's KVM cannot: most hosts need none."""
         from pyvmm.completion.completer import Completer
+        from pyvmm.completion.syscall_cure import SyscallCure
+        from pyvmm.probe import syscall_enters_the_kernel
 
         xsave_bytes = self.vm.check_extension(constants.KVM_CAP_XSAVE2)
-        return Completer(vcpu, self.memory, max(xsave_bytes, _XSAVE_BYTES_MIN))
+        cure = None if syscall_enters_the_kernel(self.kvm) else SyscallCure(vcpu)
+        return Completer(vcpu, self.memory, max(xsave_bytes, _XSAVE_BYTES_MIN), cure)
 
     def _write_tables(self) -> None:
         """What tells a kernel of processors, interrupts and devices: ACPI's tables.

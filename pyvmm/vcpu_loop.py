@@ -24,6 +24,7 @@ The loop is flat and works on plain ints, since everything here is paid for by e
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from threading import Event, get_native_id
 from typing import TYPE_CHECKING
 
@@ -253,6 +254,8 @@ class VcpuLoop:
                 )
             case exits.InternalError() if reason.is_emulation_failure:
                 return self._emulation_failure(reason)
+            case exits.Debug() if self._completer is not None:
+                return self._complete(self._completer.at_breakpoint)
             case exits.SystemEvent(type=constants.KVM_SYSTEM_EVENT_RESET):
                 return RunResult(Outcome.RESET, "the guest reset itself")
             case exits.SystemEvent(type=constants.KVM_SYSTEM_EVENT_SHUTDOWN):
@@ -268,28 +271,35 @@ class VcpuLoop:
 
     def _emulation_failure(self, failure: InternalError) -> RunResult | None:
         """Execute the instruction that KVM could not; if we cannot either, the run is over."""
-        explained = ""
         if self._completer is None and self._make_completer is not None:
             self._completer = self._make_completer(self.vcpu)
-        if self._completer is not None:
-            from pyvmm.completion.state import Unhandled
+        if self._completer is None:
+            return self._not_emulated(failure.insn_bytes)
+        step = partial(self._completer.complete, failure.insn_bytes)
+        return self._complete(step, failure.insn_bytes)
 
-            try:
-                with self._slow_path_lock:
-                    self._completer.complete(failure.insn_bytes)
-                return None
-            except Unhandled as reason:
-                text = self._completer.disassemble(failure.insn_bytes)
-                explained = f" ({text}); pyvmm cannot either: {reason}"
+    def _complete(self, step: Callable[[], None], fetched: bytes = b"") -> RunResult | None:
+        from pyvmm.completion.state import Unhandled
+
+        try:
+            with self._slow_path_lock:
+                step()
+        except Unhandled as reason:
+            return self._not_emulated(fetched, str(reason))
+        return None
+
+    def _not_emulated(self, fetched: bytes, reason: str = "") -> RunResult:
         from pyvmm.debug.registers import cpu_mode
 
         regs, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()
-        instruction = failure.insn_bytes or self._bytes_at(regs.rip + sregs.cs.base)
+        instruction = fetched or self._bytes_at(regs.rip + sregs.cs.base)
         shown = instruction.hex(" ") if instruction else "bytes not readable"
+        if self._completer is not None:
+            disassembly = self._completer.disassemble(instruction)
+            shown += f" ({disassembly}); pyvmm cannot either: {reason}"
         return RunResult(
             Outcome.EMULATION_FAILURE,
-            f"KVM could not emulate the instruction at {regs.rip:#x} ({cpu_mode(sregs)}): {shown}"
-            f"{explained}",
+            f"KVM could not emulate the instruction at {regs.rip:#x} ({cpu_mode(sregs)}): {shown}",
             report=self._registers(),
         )
 

@@ -18,6 +18,7 @@ by KVM_SET_SREGS with a CR3 that differs, and back.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from iced_x86 import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         kvm_xcrs,
         kvm_xsave,
     )
+    from pyvmm.completion.syscall_cure import SyscallCure
     from pyvmm.memory import GuestMemory
 
 _LONGEST_INSTRUCTION_BYTES = 15  # SDM 2A 2.3.11
@@ -94,14 +96,22 @@ class Completer:
     """Completes instructions of one vCPU, whose memory is ``memory``.
 
     ``xsave_bytes``: the size of KVM's XSAVE area, from KVM_CAP_XSAVE2; at least 4096.
+    ``syscall_cure``: where SYSCALL needs one.
     """
 
-    def __init__(self, vcpu: VcpuPort, memory: GuestMemory, xsave_bytes: int) -> None:
+    def __init__(
+        self,
+        vcpu: VcpuPort,
+        memory: GuestMemory,
+        xsave_bytes: int,
+        syscall_cure: SyscallCure | None = None,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         """How often each instruction was completed, by its mnemonic."""
         self._vcpu = vcpu
         self._memory = memory
         self._xsave_bytes = xsave_bytes
+        self._syscall_cure = syscall_cure
         self._info = InstructionInfoFactory()
         self._components: dict[int, Component] = {}
         self._max_phys_bits = _MAX_PHYS_BITS_DEFAULT
@@ -119,18 +129,21 @@ class Completer:
         """
         regs, sregs = self._vcpu.get_regs(), self._vcpu.get_sregs()
         state = _state(regs, sregs)
-        try:
-            insn = self._decode(state, fetched)
-            entry = TABLE.get(insn.mnemonic)
-            if entry is None:
-                raise Unhandled("it is not among the instructions that pyvmm knows")
-            self._execute(entry, insn, state, regs, sregs)
-        except Fault as fault:
-            self._raise_in_guest(fault, regs, sregs)
-            return
-        except KvmError as error:
-            raise Unhandled(f"KVM did not take the state after it: {error}") from error
-        self.counts[_MNEMONIC_NAMES[insn.mnemonic]] += 1
+        if self._syscall_cure is not None:
+            self._syscall_cure.watch(sregs.idt, partial(self._read_system, self._walker(state)))
+        name = self._step(fetched, state, regs, sregs)
+        if name is not None:
+            self.counts[name] += 1
+
+    def at_breakpoint(self) -> None:
+        """Go on from the breakpoint that the SYSCALL cure has set. Raises Unhandled as above."""
+        regs, sregs = self._vcpu.get_regs(), self._vcpu.get_sregs()
+        state = _state(regs, sregs)
+        read_system = partial(self._read_system, self._walker(state))
+        if self._syscall_cure is not None and self._syscall_cure.mend(regs, sregs, read_system):
+            self.counts["syscall"] += 1
+        else:
+            self._step(b"", state, regs, sregs)
 
     def disassemble(self, fetched: bytes) -> str:
         """The instruction at RIP as text, in the kernel's assembler's syntax."""
@@ -139,6 +152,21 @@ class Completer:
             return f"{self._decode(state, fetched):gx}"
         except (Fault, Unhandled) as reason:
             return f"({reason})"
+
+    def _step(self, fetched: bytes, state: State, regs: kvm_regs, sregs: kvm_sregs) -> str | None:
+        """Execute one instruction; its name, or None if it raised an exception."""
+        try:
+            insn = self._decode(state, fetched)
+            entry = TABLE.get(insn.mnemonic)
+            if entry is None:
+                raise Unhandled("it is not among the instructions that pyvmm knows")
+            self._execute(entry, insn, state, regs, sregs)
+        except Fault as fault:
+            self._raise_in_guest(fault, regs, sregs)
+            return None
+        except KvmError as error:
+            raise Unhandled(f"KVM did not take the state after it: {error}") from error
+        return _MNEMONIC_NAMES[insn.mnemonic]
 
     # Fetching and decoding.
 
@@ -182,9 +210,7 @@ class Completer:
         op = Operation(
             insn,
             before._replace(rip=insn.next_ip, rflags=state.rflags & ~s.RF),
-            read_system=lambda gva, size_bytes: self._read(
-                self._translate(walker, gva, size_bytes, Access(implicit=True))[0]
-            ),
+            read_system=partial(self._read_system, walker),
         )
         if entry.requires is not None:
             entry.requires(op)
@@ -328,6 +354,10 @@ class Completer:
                 raise Unhandled(f"guest address {gpa:#x} is not RAM")
             parts.append(self._memory.read(gpa, size_bytes))
         return b"".join(parts)
+
+    def _read_system(self, walker: Walker, gva: int, size_bytes: int) -> bytes:
+        """Memory as the processor reads its own tables, and pushes its frames."""
+        return self._read(self._translate(walker, gva, size_bytes, Access(implicit=True))[0])
 
     def _write(self, pieces: _Pieces, offset: int, data: bytes) -> None:
         """``data`` to ``offset`` of the operand that ``pieces`` are."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pyvmm.completion import state as s
 from pyvmm.completion.operation import Operation
-from pyvmm.completion.state import CF, OF, STATUS_FLAGS, ZF, Unhandled
+from pyvmm.completion.state import CF, DF, OF, STATUS_FLAGS, ZF, Unhandled
 
 # CRC-32C, bits reversed: the polynomial 0x11EDC6F41 (SDM 2A CRC32).
 _CRC32C_REVERSED = 0x82F6_3B78
@@ -107,11 +107,16 @@ def cmpxchg16b(op: Operation) -> Operation:
 
 
 def nothing(op: Operation) -> Operation:
-    """Fences, prefetches, cache lines written back.
+    """Fences, prefetches, cache lines written back; NOP.
 
     The guest's memory is coherent with all that we do between two of its instructions.
     """
     return op
+
+
+def cld(op: Operation) -> Operation:
+    """String instructions go upwards. KVM knows it; we need it at a breakpoint of ours."""
+    return op.set_flags(DF, 0)
 
 
 def int_n(op: Operation) -> Operation:

@@ -163,6 +163,7 @@ _integer: dict[Mnemonic_, Run] = {
     M.ADOX: integer.adox,
     M.MOVNTI: integer.mov,
     M.CMPXCHG8B: integer.cmpxchg8b,
+    M.CLD: integer.cld,
     M.INT: integer.int_n,
     M.INT3: integer.int3,
     M.ANDN: bmi.andn,
@@ -186,6 +187,7 @@ _integer: dict[Mnemonic_, Run] = {
 
 _nothing = (
     *(M.LFENCE, M.MFENCE, M.SFENCE, M.SERIALIZE, M.CLFLUSH, M.CLFLUSHOPT, M.CLWB),
+    *(M.NOP, M.ENDBR64, M.ENDBR32),
     *(M.PREFETCHT0, M.PREFETCHT1, M.PREFETCHT2, M.PREFETCHNTA, M.PREFETCH, M.PREFETCHW),
 )
 
