@@ -123,23 +123,30 @@ def _check_kvm() -> Iterator[Check]:
             vcpus = kvm.check_extension(Cap.MAX_VCPUS)
             yield Check(None, f"at most {vcpus} vCPUs in a VM")
             if not missing:
-                yield _check_virtualization(kvm)
+                yield from _check_virtualization(kvm)
     except KvmError as error:
         yield Check(False, str(error))
 
 
-def _check_virtualization(kvm: Kvm) -> Check:
-    from pyvmm.probe import Virtualization, probe_virtualization
+def _check_virtualization(kvm: Kvm) -> Iterator[Check]:
+    from pyvmm.probe import Virtualization, probe_virtualization, syscall_enters_the_kernel
 
-    kind = probe_virtualization(kvm)
-    if kind is Virtualization.HARDWARE:
-        return Check(True, "hardware virtualization: a test guest ran natively in kernel mode")
-    return Check(
+    if probe_virtualization(kvm) is Virtualization.HARDWARE:
+        text = "hardware virtualization: a test guest ran natively in kernel mode"
+        yield Check(True, text)
+        return
+    yield Check(
         None,
         "software virtualization: KVM emulates the guest's kernel mode, instruction by instruction",
         "slow; what KVM cannot emulate pyvmm executes itself. "
         "For full speed use a machine that gives VT-x or SVM",
     )
+    if not syscall_enters_the_kernel(kvm):
+        yield Check(
+            None,
+            "SYSCALL does not enter the guest's kernel on this KVM; pyvmm has it enter",
+            "by a breakpoint: a guest's own debug registers have no effect",
+        )
 
 
 def _check_fetching() -> Iterator[Check]:

@@ -11,9 +11,11 @@ from collections import Counter
 import pytest
 from builders.host import kvm_is_software
 from builders.host_cpu import host_features
-from builders.long_guest import CODE, RESULTS, UNMAPPED, LongGuest, run_long_guest
+from builders.long_guest import CODE, RESULTS, UNMAPPED, USER, USER_DATA, LongGuest, run_long_guest
 
+from kvm_bindings import Kvm
 from pyvmm.outcome import Outcome
+from pyvmm.probe import syscall_enters_the_kernel
 
 pytestmark = pytest.mark.kvm
 
@@ -122,6 +124,42 @@ def test_software_interrupt_returns_behind_its_instruction(
     )
     check(guest, **{name: 1})
     assert guest.number(0) == 0x11
+
+
+# STAR, LSTAR and SFMASK (SDM 4 table 2-2), EFER.SCE; a POPCNT, so that the cure of a KVM that needs
+# one sees them; then to user mode.
+TO_USER = f"""
+    mov $0xc0000081, %ecx; xor %eax, %eax; mov ${(USER_DATA - 8) << 16 | 0x10:#x}, %edx; wrmsr
+    mov $0xc0000082, %ecx; mov ${CODE + 0x100}, %eax; xor %edx, %edx; wrmsr
+    mov $0xc0000084, %ecx; xor %eax, %eax; wrmsr
+    mov $0xc0000080, %ecx; rdmsr; or $1, %eax; wrmsr
+    popcnt %rcx, %rax
+    mov ${USER}, %ecx; mov $2, %r11d; sysretq
+"""
+
+
+def test_system_calls_enter_the_kernel_and_page_faults_do_as_ever() -> None:
+    guest = run_long_guest(
+        f"""{TO_USER}
+        .org 0x100
+        cmp $2, %eax; je end; incq {RESULTS}; mov %rsp, {RESULTS + 24}; sysretq
+        end: {END}
+        .org 0x200
+        cld; incq {RESULTS + 8}; pop {RESULTS + 16}; addq $8, (%rsp); iretq""",
+        gates={14: 0x200},
+        user=f"""mov ${USER + 0x1_0000}, %esp; mov $100, %ebx
+        again: mov $1, %eax; syscall; sub $1, %ebx; jnz again
+        mov {RESULTS}, %rax; mov {RESULTS}, %rax; mov {UNMAPPED}, %rax
+        mov $2, %eax; syscall""",
+    )
+    assert (guest.result.outcome, guest.result.number) == (Outcome.GUEST_EXIT, 7), guest.result
+    assert guest.number(0) == 100  # system calls that came back
+    assert guest.number(1) == 3  # page faults
+    assert guest.number(2) == 4  # the last: a read by the user of a page that is not present
+    assert guest.number(3) == USER + 0x1_0000  # SYSCALL leaves RSP alone
+    with Kvm() as kvm:
+        mended = 0 if syscall_enters_the_kernel(kvm) else 101
+    assert guest.completions["syscall"] == mended
 
 
 def test_flags_of_a_completed_instruction_are_there_for_the_next() -> None:
