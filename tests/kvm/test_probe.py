@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from builders.host import kvm_is_software
 
 from kvm_bindings import Kvm
 from pyvmm.capabilities import WANTED, check_required
 from pyvmm.errors import HostError
-from pyvmm.probe import Virtualization, probe_virtualization
+from pyvmm.probe import Virtualization, probe_virtualization, syscall_enters_the_kernel
 
 pytestmark = pytest.mark.kvm
 
@@ -34,3 +35,10 @@ def test_a_missing_capability_is_named() -> None:
 
     with Poor() as kvm, pytest.raises(HostError, match=f"no KVM_CAP_{WANTED[0].name}"):
         check_required(kvm)
+
+
+def test_system_calls_enter_the_kernel_where_the_processor_runs_it() -> None:
+    if kvm_is_software():
+        pytest.skip("this KVM emulates the guest's kernel mode: either may be")
+    with Kvm() as kvm:
+        assert syscall_enters_the_kernel(kvm)
