@@ -112,6 +112,11 @@ class Console:
             return bytes(self._output[start : found.end()])
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing more will come; some of it may not have been read yet."""
+        return self._ended
+
+    @property
     def output(self) -> bytes:
         """All that has come, read or not; at most the last 8 MiB."""
         with self._news:

@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
     init_script = None
     if args.init is not None:
         init_script = read_regular(args.init, "a script to run as /init", ImageError)
-    extra_files = [_split(argument) for argument in args.add]
+    extra_files = [split_argument(argument) for argument in args.add]
     busybox_path = args.busybox
     if args.small and busybox_path is not None:
         raise ConfigError("--small and --busybox were both given; expected one of the two")
@@ -74,7 +74,7 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _split(argument: str) -> tuple[str, str]:
+def split_argument(argument: str) -> tuple[str, str]:
     """``SRC:DST`` as its two parts; a colon in the name of a file that exists is no separator."""
     source, colon, destination = argument.rpartition(":")
     if not colon or os.path.exists(argument):

@@ -1,7 +1,8 @@
 """The entry point: finds the subcommand, runs it, turns errors into one line and a status.
 
 A subcommand is a module with three things: ``HELP`` (a line), ``configure(parser)`` (its options)
-and ``run(args) -> int`` (the exit status). Only the one that is asked for is imported: what
+and ``run(args) -> int`` (the exit status). With ``TAKES_COMMAND`` it gets what stands behind ``--``
+as ``args.command``, a list, or None. Only the one that is asked for is imported: what
 ``pyvmm run`` does not need does not delay a boot.
 """
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from argparse import HelpFormatter
     from typing import NoReturn
 
-SUBCOMMANDS = ("run", "explain", "doctor", "fetch", "initramfs", "extract")
+SUBCOMMANDS = ("run", "test", "explain", "doctor", "fetch", "initramfs", "extract")
 
 STATUS_FAILURE = 1
 STATUS_USAGE = 2
@@ -74,6 +75,12 @@ def _run_subcommand(name: str, arguments: list[str]) -> int:
             raise ConfigError(f"{message}; `{self.prog} --help` explains the options")
 
     module = import_module(f"pyvmm.cli.{name}")
+    command = None
+    if getattr(module, "TAKES_COMMAND", False) and "--" in arguments:
+        at = arguments.index("--")
+        arguments, command = arguments[:at], arguments[at + 1 :]
+        if not command:
+            raise ConfigError("nothing stands behind --; expected a command for the guest")
     parser = Parser(
         prog=f"pyvmm {name}",
         description=module.HELP,
@@ -83,6 +90,7 @@ def _run_subcommand(name: str, arguments: list[str]) -> int:
     module.configure(parser)
     try:
         args = parser.parse_args(arguments)
+        args.command = command
     except SystemExit:  # after --help
         return 0
     status: int = module.run(args)

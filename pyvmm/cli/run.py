@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pyvmm.config import MachineConfig
 
 HELP = "boot a kernel, its serial console on this terminal"
+TAKES_COMMAND = True
+"""What stands behind ``--`` is a command for the guest."""
 
 _EPILOG = """\
 in the terminal: Ctrl-A x ends the run, Ctrl-A c sends Ctrl-A, Ctrl-A h lists the keys
@@ -36,12 +38,29 @@ examples:
   pyvmm run                                      the embedded kernel
   pyvmm run --kernel debian --initrd initramfs   Debian's cloud kernel, fetched once
   pyvmm run --kernel bzImage --cmdline "console=ttyS0" --mem 1G --timeout 60
+  pyvmm run --kernel debian -- uname -a          one command in the guest; its status is the run's
 """
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add this command's options."""
     parser.epilog = _EPILOG
+    add = parser.add_argument
+    add_machine_options(parser)
+    add(
+        "--serial",
+        metavar="WHERE",
+        action="append",
+        help="stdio (the default for the first), file:PATH, pty, socket:PATH or none; "
+        "up to four times, for ttyS0 to ttyS3",
+    )
+    add("--no-reboot", action="store_true", help="end the run when the guest resets itself")
+    add("-v", "--verbose", action="store_true",
+        help="tell what was placed where, and how the guest is entered")  # fmt: skip
+
+
+def add_machine_options(parser: ArgumentParser, default_timeout_s: float | None = None) -> None:
+    """Add the options that make a machine and limit its time, for ``pyvmm test`` too."""
     add = parser.add_argument
     add(
         "--kernel",
@@ -52,18 +71,12 @@ def configure(parser: ArgumentParser) -> None:
     add_boot_options(parser)
     add("--cpus", metavar="N", type=_whole_number, default=1, help="processors (default: 1)")
     add(
-        "--serial",
-        metavar="WHERE",
-        action="append",
-        help="stdio (the default for the first), file:PATH, pty, socket:PATH or none; "
-        "up to four times, for ttyS0 to ttyS3",
-    )
-    add("--no-reboot", action="store_true", help="end the run when the guest resets itself")
-    add(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
-        help="end the run after so long, with status 124",
+        default=default_timeout_s,
+        help="end the run after so long"
+        + (f" (default: {default_timeout_s:g})" if default_timeout_s else ", with status 124"),
     )
     add(
         "--backing",
@@ -77,16 +90,18 @@ def configure(parser: ArgumentParser) -> None:
         default="transparent",
         help="the host's pages behind guest memory",
     )
-    add("-v", "--verbose", action="store_true",
-        help="tell what was placed where, and how the guest is entered")  # fmt: skip
 
 
 def run(args: Namespace) -> int:
     """Boot, connect the terminal, wait for the end, and say how it ended."""
     guard_standard_fds()
-    config = _config(args)
+    config = machine_config(args)._replace(reboot=not args.no_reboot)
     config.check()  # a mistake is told before anything is fetched
-    config = config._replace(kernel=_kernel_path(args.kernel))
+    config = config._replace(kernel=kernel_path(args.kernel))
+    if args.command is not None:
+        from pyvmm.cli.guest_command import run_command
+
+        return run_command(config, args.command, args.timeout, args.verbose)
     with ExitStack() as backends_open:
         backends: list[SerialBackend | None] = []
         for text in _serial_ports(args.serial):
@@ -99,7 +114,7 @@ def run(args: Namespace) -> int:
             _tell_notes(backends)
             if args.verbose:
                 _describe(machine)
-            with _ended_by_signals(machine, backends):
+            with ended_by_signals(machine, backends):
                 for backend, port in zip(backends, machine.serial_inputs, strict=True):
                     if backend is not None:
                         backend.start(port)
@@ -150,16 +165,16 @@ def _tell_notes(backends: Sequence[SerialBackend | None]) -> None:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def _config(args: Namespace) -> MachineConfig:
+def machine_config(args: Namespace) -> MachineConfig:
+    """What the options say, but for the kernel, which may have to be fetched."""
     return boot_config(args)._replace(
         cpus=args.cpus,
         backing=Backing(args.backing),
         huge_pages=HugePages(args.huge_pages),
-        reboot=not args.no_reboot,
     )
 
 
-def _kernel_path(kernel: str | None) -> str:
+def kernel_path(kernel: str | None) -> str:
     """The file to boot. Without --kernel it is the kernel that was built with pyvmm."""
     if kernel is None:
         from pyvmm import embedded
@@ -191,7 +206,7 @@ def _seconds(text: str) -> float:
 
 
 @contextmanager
-def _ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None]) -> Iterator[None]:
+def ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None]) -> Iterator[None]:
     """While inside, a signal that would end this process ends the run instead, and tidily."""
 
     def end(number: int, _frame: FrameType | None) -> None:

@@ -58,7 +58,10 @@ IMAGES = {
     ),
     "old-protocol": (bzimage(GOOD_PAYLOAD, version=0x205), "boot protocol 2.05; expected 2.06"),
     "arm64": (elf.Elf(machine=183).build(), "is an ELF file for ARM64; expected x86-64"),
-    "elf32": (elf.Elf(elf_class=1, machine=3).build(), "is a 32-bit ELF file; expected ELF64"),
+    "elf32": (
+        elf.Elf([elf.Segment(0x10_0000, b"x")], bits=32, entry=0x10_0000).build(),
+        "it is a 32-bit ELF file without a PVH note or a Multiboot header",
+    ),
 }
 
 

@@ -79,7 +79,7 @@ def test_interrupt_while_a_command_is_imported_is_no_traceback(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bogus"], "'bogus' is not a pyvmm command; expected one of run, explain, "),
+        (["bogus"], "'bogus' is not a pyvmm command; expected one of run, test, explain, "),
         (["run", "bzImage"], "unrecognized arguments: bzImage; `pyvmm run --help` explains"),
         (["run", "--mem"], "argument --mem: expected one argument; `pyvmm run --help` explains"),
         (["run", "--protocol", "x"], r"argument --protocol: invalid choice: 'x' \(choose from"),

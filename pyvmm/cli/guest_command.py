@@ -1,0 +1,80 @@
+"""What stands behind ``--`` in `pyvmm run ... -- COMMAND`: a command for the guest, as in a pipe.
+
+Its standard input is read to its end first; what it writes comes when it has ended. The console is
+shown on standard error with --verbose, or if something goes wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from pyvmm.cli.messages import complain, tell
+from pyvmm.outcome import Outcome
+from pyvmm.testing.command import run_in_guest
+from pyvmm.testing.initramfs import make_initramfs
+from pyvmm.testing.outcomes import (
+    GuestEnded,
+    GuestFailure,
+    GuestTimeout,
+    KernelPanic,
+    VmmError,
+)
+from pyvmm.testing.text import plain_text
+
+if TYPE_CHECKING:
+    from pyvmm.config import MachineConfig
+
+_LAST_LINES = 20
+_STATUS_PANIC = 3
+_STATUS_TIMEOUT = 124
+
+
+def run_command(
+    config: MachineConfig, command: list[str], timeout_s: float | None, verbose: bool
+) -> int:
+    """Run ``command`` in a guest as ``config`` has it, and return its status."""
+    console = bytearray()
+
+    def show(data: bytes) -> None:
+        console.extend(data)
+        if verbose:
+            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.flush()
+
+    stdin = b"" if os.isatty(0) else sys.stdin.buffer.read()
+    text = command[0] if len(command) == 1 else shlex.join(command)
+    with tempfile.TemporaryDirectory(prefix="pyvmm-") as directory:
+        if config.initrd is None:
+            config = config._replace(initrd=make_initramfs(os.path.join(directory, "initramfs")))
+        try:
+            done = run_in_guest(config, text, stdin, show, timeout_s=timeout_s)
+        except (GuestFailure, VmmError) as failure:
+            if not verbose:
+                lines = plain_text(bytes(console)).splitlines()
+                tell("\n".join(lines[-_LAST_LINES:]))
+            complain(failure)
+            return _status_of(failure)
+    sys.stdout.buffer.write(done.stdout)
+    sys.stdout.buffer.flush()
+    sys.stderr.buffer.write(done.stderr)
+    sys.stderr.buffer.flush()
+    if done.timed_out:
+        tell(f"pyvmm: {text!r} was killed after {timeout_s:g} s")
+        return _STATUS_TIMEOUT
+    return done.returncode
+
+
+def _status_of(failure: Exception) -> int:
+    """The exit status that `pyvmm run` has for such an end; 1 for one that is no failure there."""
+    if isinstance(failure, KernelPanic):
+        return _STATUS_PANIC
+    if isinstance(failure, GuestTimeout):
+        return _STATUS_TIMEOUT
+    if isinstance(failure, GuestEnded) and failure.result is not None:
+        is_tidy = failure.result.outcome in (Outcome.POWERED_OFF, Outcome.RESET)
+        return 1 if is_tidy else failure.result.exit_status
+    return 1
