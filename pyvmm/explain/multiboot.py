@@ -23,7 +23,7 @@ from pyvmm.loader.multiboot import (
 _FLAGS = (
     BitSpec("ALIGN_MODULES", ALIGN_MODULES, "demands: modules aligned to 4 KiB"),
     BitSpec("MEMORY_INFO", MEMORY_INFO, "demands: to be told of its memory"),
-    BitSpec("VIDEO_MODE", VIDEO_MODE, "demands: a video mode, which pyvmm has not"),
+    BitSpec("VIDEO_MODE", VIDEO_MODE, "recommends a video mode, which pyvmm has not"),
     BitSpec("ADDRESS_FIELDS", ADDRESS_FIELDS, "offers: the addresses below, instead of ELF's"),
 )
 _HEADER = (
