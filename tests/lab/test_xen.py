@@ -5,7 +5,6 @@ Debian's Xen has no PVH note: it is built without CONFIG_PVH_GUEST.
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,11 @@ DOM0_INIT = b"""#!/bin/busybox sh
 
 
 def test_xen_boots_linux_from_its_modules_to_an_init(tmp_path: Path) -> None:
-    xen = tmp_path / "xen"
-    xen.write_bytes(
-        gzip.decompress(
-            Path(package_file("xen-hypervisor-4.17-amd64", r"boot/xen-.*-amd64\.gz")).read_bytes()
-        )
-    )
+    xen = package_file("xen-hypervisor-4.17-amd64", r"boot/xen-.*-amd64\.gz")
     dom0 = stock_kernel("debian:6.1-generic")
     initramfs = make_initramfs(tmp_path, DOM0_INIT)
     boot = boot_kernel(
-        str(xen),
+        xen,
         *("--module", f"{dom0.path} console=hvc0 quiet from=pyvmm", "--module", initramfs),
         *("--mem", "700M"),
         cmdline=CMDLINE,
