@@ -93,7 +93,11 @@ def _wanted(contents: Contents, config: MachineConfig) -> list[Placement]:
             return bzimage.segments(contents.kernel.data)
         case ImageFormat.MULTIBOOT:
             return multiboot.segments(contents.kernel.data)
-        case ImageFormat.ELF | ImageFormat.BZIMAGE if contents.vmlinux is not None:
+        case ImageFormat.ELF:
+            # A Multiboot header's addresses count more than the file's own.
+            data = contents.kernel.data
+            return multiboot.segments(data) or elf.segments(data)
+        case ImageFormat.BZIMAGE if contents.vmlinux is not None:
             return elf.segments(contents.vmlinux)
         case _:
             return []

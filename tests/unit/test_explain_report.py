@@ -200,6 +200,14 @@ def test_segments_outside_ram_are_drawn_where_they_want_to_be() -> None:
     assert report.problem.rule == "elf-segment-ram"
 
 
+def test_addresses_of_a_multiboot_header_are_drawn_even_of_an_elf_file() -> None:
+    inside = mb.image(b"\xf4" * 64, load_addr=0x20_0000, bss_end_addr=0x4000_0000)
+    data = Elf(segments=[Segment(0x30_0000, inside)], entry=0x30_0000).build()
+    assert [(span.base_gpa, span.problem) for span in spans(report_of(data), SpanKind.PLACED)] == [
+        (0x20_0000, "goes beyond RAM")
+    ]
+
+
 def test_segments_that_overlap_are_told() -> None:
     data = Elf(
         segments=[Segment(2 * MiB, b"x", memsz=MiB), Segment(2 * MiB + KiB, b"y", flags=6)],

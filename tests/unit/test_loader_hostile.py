@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from builders import bzimage as bz
 from builders import multiboot as mb
 from builders.elf import Elf, Segment, note, notes_segment, pvh_note, vmlinux
+from builders.flat_image import arm64_image, riscv64_image, zboot
 from builders.kaslr import relocatable_vmlinux, relocation_table
+from builders.pe import uki
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +48,18 @@ RELOCATABLE = relocatable_vmlinux(
 )
 BZIMAGE = bz.bzimage(ELF, bz.kernel_info())
 COMPRESSED = [bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS]
-IMAGES = [ELF, RELOCATABLE, ELF32, ELF_WITH_ADDRESSES, MULTIBOOT, BZIMAGE, *COMPRESSED]
+PACKED_ARM64 = bz.compress("zstd", arm64_image())
+WRAPPED = [
+    gzip.compress(ELF, mtime=0),
+    # The size behind the stream is not counted in zboot's header.
+    zboot(PACKED_ARM64, b"zstd22", size_bytes=len(PACKED_ARM64) - 4),
+    uki(BZIMAGE, initrd=b"initrd", cmdline=b"console=ttyS0", osrel=b"ID=x"),
+    gzip.compress(uki(ELF), mtime=0),
+]
+IMAGES = [
+    *(ELF, RELOCATABLE, ELF32, ELF_WITH_ADDRESSES, MULTIBOOT, BZIMAGE),
+    *(*COMPRESSED, *WRAPPED, arm64_image(), riscv64_image()),
+]
 HEADERS = [range(64 + 3 * 56), range(0x1F1, 0x26C)]
 WAYS: list[dict[str, Any]] = [
     {"decompress": Decompress.HOST},
