@@ -38,7 +38,7 @@ from pyvmm.completion.operation import Operation
 from pyvmm.completion.paging_walk import PAGE_BYTES, Access, Update, Walker
 from pyvmm.completion.state import Fault, State, Unhandled
 from pyvmm.completion.table import TABLE, Entry
-from pyvmm.completion.xstate import Component, XState
+from pyvmm.completion.xstate import SSE, X87, Component, XState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -224,7 +224,8 @@ class Completer:
 
     def _gather_state(self, entry: Entry, state: State, xsave: kvm_xsave | None) -> State:
         if xsave is not None:
-            xcr0 = self._vcpu.get_xcrs().xcrs[0].value
+            known = sum(1 << number for number in (X87, SSE, *self._components))
+            xcr0 = self._vcpu.get_xcrs().xcrs[0].value & known
             xstate = XState(bytes(view(xsave)), self._components, xcr0)
             if entry.needs_xss:
                 xss = self._vcpu.get_msrs([_MSR_IA32_XSS]).get(_MSR_IA32_XSS, 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pyvmm.completion import state as s
 from pyvmm.completion.operation import Operation
-from pyvmm.completion.state import CF, DF, OF, STATUS_FLAGS, ZF, Unhandled
+from pyvmm.completion.state import CF, DF, OF, STATUS_FLAGS, ZF, Fault, Unhandled
 
 # CRC-32C, bits reversed: the polynomial 0x11EDC6F41 (SDM 2A CRC32).
 _CRC32C_REVERSED = 0x82F6_3B78
@@ -112,6 +112,11 @@ def nothing(op: Operation) -> Operation:
     The guest's memory is coherent with all that we do between two of its instructions.
     """
     return op
+
+
+def undefined(_op: Operation) -> Operation:
+    """UD0, UD1: #UD, for which they are there."""
+    raise Fault.undefined_opcode()
 
 
 def cld(op: Operation) -> Operation:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 _MSR_STAR, _MSR_LSTAR, _MSR_CSTAR = 0xC000_0081, 0xC000_0082, 0xC000_0083  # SDM 4 table 2-2
 _GATE_BYTES = 16
-_GATE = struct.Struct("<H4xHI4x")  # the offset's three parts, SDM 3A figure 6-8
+_GATE = struct.Struct("<H3xBHI4x")  # SDM 3A figure 6-8: the offset's three parts, and the type
+_GATE_PRESENT = 1 << 7  # of the type
 _FRAME = struct.Struct("<6Q")
 
 # L0, and bit 10, which is always set: break at the execution of what DR0 names (SDM 3B 18.2.4).
@@ -72,7 +73,9 @@ class SyscallCure:
             gate = read_system(idt.base + s.PAGE_FAULT * _GATE_BYTES, _GATE_BYTES)
         except (s.Fault, s.Unhandled):
             return  # there is no such gate yet
-        low, middle, high = _GATE.unpack(gate)
+        low, gate_type, middle, high = _GATE.unpack(gate)
+        if not gate_type & _GATE_PRESENT:
+            return
         handler_gva = high << 32 | middle << 16 | low
         if handler_gva != self._handler_gva:
             debugreg = [handler_gva, 0, 0, 0, 0, 0, 0, _DR7_EXECUTION_AT_DR0]
@@ -81,9 +84,11 @@ class SyscallCure:
 
     def mend(self, regs: kvm_regs, sregs: kvm_sregs, read_system: ReadSystem) -> bool:
         """At the breakpoint: if it was a system call enter the kernel, and say so."""
-        if regs.rip != self._handler_gva:
-            return False
-        _error_code, rip, cs, rflags, rsp, _ss = _FRAME.unpack(read_system(regs.rsp, _FRAME.size))
+        try:
+            frame = read_system(regs.rsp, _FRAME.size)
+        except (s.Fault, s.Unhandled):
+            return False  # nothing was pushed there: the guest has jumped to its handler
+        _error_code, rip, cs, rflags, rsp, _ss = _FRAME.unpack(frame)
         msrs = self._vcpu.get_msrs([_MSR_STAR, _MSR_LSTAR, _MSR_CSTAR])
         if cs & 3 != 3 or rip not in (msrs[_MSR_LSTAR], msrs[_MSR_CSTAR]):
             return False

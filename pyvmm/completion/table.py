@@ -164,6 +164,8 @@ _integer: dict[Mnemonic_, Run] = {
     M.MOVNTI: integer.mov,
     M.CMPXCHG8B: integer.cmpxchg8b,
     M.CLD: integer.cld,
+    M.UD0: integer.undefined,
+    M.UD1: integer.undefined,
     M.INT: integer.int_n,
     M.INT3: integer.int3,
     M.ANDN: bmi.andn,

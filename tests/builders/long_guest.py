@@ -36,6 +36,7 @@ _PRESENT_WRITABLE, _USER, _PAGE_2M = 3, 1 << 2, 1 << 7
 _TSS_RSP0 = 4  # of the TSS at address 0: SDM 3A figure 7-11
 _INTERRUPT_GATE = 0x8E00  # present, DPL 0: SDM 3A figure 6-8
 _CR0_MP_NE, _CR4_OSFXSR_OSXMMEXCPT_OSXSAVE = 1 << 1 | 1 << 5, 3 << 9 | 1 << 18
+_XCR0_X87_SSE = 3
 _CR4_FSGSBASE = 1 << 16
 _LEAF7_FSGSBASE = 1 << 0  # EBX
 
@@ -105,6 +106,10 @@ def _built(
             if any(leaf.function == 7 and leaf.ebx & _LEAF7_FSGSBASE for leaf in leaves):
                 sregs.cr4 |= _CR4_FSGSBASE
             vcpu.set_sregs(sregs)
+            # By KVM, since in the lab a guest's own XSETBV goes unseen by it.
+            xcrs = vcpu.get_xcrs()
+            xcrs.xcrs[0].value = _XCR0_X87_SSE
+            vcpu.set_xcrs(xcrs)
             ports = PortBus()
             ports.add(0xF4, 1, DebugExit(_end), "debug exit")
             cure = None if syscall_enters_the_kernel(kvm) else SyscallCure(vcpu)

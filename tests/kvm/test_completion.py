@@ -71,8 +71,7 @@ def test_memory_is_compared_and_exchanged() -> None:
 
 def test_vector_registers_are_saved_and_restored() -> None:
     guest = run_long_guest(
-        f"""xor %ecx, %ecx; xgetbv; or $3, %eax; xsetbv
-        movups pattern(%rip), %xmm5; mov $3, %eax; xor %edx, %edx
+        f"""xor %ecx, %ecx; xgetbv; movups pattern(%rip), %xmm5
         xsave {RESULTS + 0x400}; pxor %xmm5, %xmm5; movups %xmm5, {RESULTS}
         xrstor {RESULTS + 0x400}; movups %xmm5, {RESULTS + 16}; {END}
         pattern: .quad 0x1122334455667788, 0x99aabbccddeeff00"""

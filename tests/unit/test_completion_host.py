@@ -136,6 +136,7 @@ CASES = {
     "fs and gs base": Case(
         ("rdgsbase rcx", "rdgsbase r9d", "wrgsbase rdx", "wrgsbase r9d"), "fsgsbase"
     ),
+    "undefined": Case(("ud1 ecx, edx", "ud0 ecx, edx")),
     "privileged": Case(("stac", "clac", "xsetbv", "invpcid rcx, [rsi]", "xsaves [rsi]")),
     "xgetbv": Case(("xgetbv",), "xgetbv1"),
     "pxor": vectors("pxor"),

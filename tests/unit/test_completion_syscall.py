@@ -104,6 +104,20 @@ def test_guest_without_an_idt_keeps_its_debug_registers(vcpu: CuredVcpu) -> None
     assert vcpu.breakpoints == []
 
 
+def test_gate_that_is_not_present_gets_no_breakpoint(vcpu: CuredVcpu) -> None:
+    vcpu.memory.write(IDT_GPA + 14 * 16, bytes(16))
+    vcpu.complete_something()
+    assert vcpu.breakpoints == []
+
+
+def test_guest_that_jumps_to_its_handler_without_a_stack_goes_on(vcpu: CuredVcpu) -> None:
+    vcpu.complete_something()
+    vcpu.memory.write(HANDLER_GPA, ENDBR64)
+    vcpu.regs.rip, vcpu.regs.rsp = HANDLER, 0x1000
+    vcpu.completer.at_breakpoint()
+    assert vcpu.regs.rip == HANDLER + len(ENDBR64)
+
+
 @pytest.mark.parametrize("entry", [ENTRY, ENTRY32])
 def test_system_call_enters_the_kernel(vcpu: CuredVcpu, entry: int) -> None:
     vcpu.complete_something()
