@@ -49,23 +49,25 @@ class Prepared(NamedTuple):
 def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> Prepared:
     """Put kernel, command line, initrd and the protocol's tables into ``memory``.
 
-    Raises KernelImageError, InitrdError or CmdlineError if what the user gave cannot be booted as
+    Raises KernelImageError, InitrdError or ConfigError if what the user gave cannot be booted as
     ``config`` has it, HostError if there is no memory to decompress it in.
     """
     image = unwrapped(image, memory.size_bytes)
+    text = _choose_cmdline(config, image)
+    if image.cmdline is not None:
+        config._replace(cmdline=text).check()  # it may not go with what else was given
+    initrd_source = image.initrd if config.initrd is None else config.initrd
     kernel = load_kernel(
         image,
         memory,
         decompress=config.decompress_where,
         kaslr=config.kaslr,
-        initrd_bytes=initrd_size(config.initrd) if config.kaslr else 0,
+        initrd_bytes=initrd_size(initrd_source) if config.kaslr else 0,
     )
     protocol, entry_gpa = boot.choose(config.protocol, kernel)
-    text = _choose_cmdline(config, image)
     if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front
         text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
     cmdline = place_cmdline(text, memory, kernel)
-    initrd_source = image.initrd if config.initrd is None else config.initrd
     initrd = place_initrd(initrd_source, memory, kernel)
     modules = _place_modules(config, protocol, memory, kernel, initrd)
     handover = Handover(

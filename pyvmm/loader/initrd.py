@@ -65,11 +65,11 @@ def place_initrd(
     return placement
 
 
-def initrd_size(source: str | bytes | None) -> int:
+def initrd_size(source: str | bytes | memoryview | None) -> int:
     """How large ``source`` is: what ``place_initrd`` will need. Raises InitrdError likewise."""
     if source is None:
         return 0
-    if isinstance(source, bytes):
+    if not isinstance(source, str):
         return len(source)
     fd, size_bytes = open_regular(source, "an initrd", InitrdError)
     os.close(fd)

@@ -12,7 +12,9 @@ from builders.pe import uki
 from pyvmm.arch.x86_64 import layout
 from pyvmm.boot import Protocol
 from pyvmm.config import DEFAULT_CMDLINE, MachineConfig
+from pyvmm.errors import ConfigError
 from pyvmm.loader.image import KernelImage
+from pyvmm.loader.kaslr import Kaslr
 from pyvmm.memory import GuestMemory
 from pyvmm.prepare import Prepared, prepare
 from pyvmm.units import MiB
@@ -86,6 +88,12 @@ def test_what_is_given_wins_over_what_is_in_a_uki(memory: GuestMemory, tmp_path:
 def test_command_line_that_is_given_empty_wins_too(memory: GuestMemory) -> None:
     prepared(memory, UKI, CONFIG._replace(cmdline=""))
     assert cmdline(memory) == b""
+
+
+def test_command_line_of_a_uki_is_checked_as_one_that_is_given(memory: GuestMemory) -> None:
+    config = CONFIG._replace(kaslr=Kaslr())
+    with pytest.raises(ConfigError, match="--kaslr was given, and nokaslr"):
+        prepared(memory, uki(vmlinux(), cmdline=b"quiet nokaslr\n"), config)
 
 
 def test_uki_with_nothing_but_a_kernel_gets_the_default_command_line(memory: GuestMemory) -> None:
