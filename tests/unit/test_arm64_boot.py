@@ -6,7 +6,6 @@ instructions that do what a boot loader does last: x0 is the devicetree, branch 
 
 from __future__ import annotations
 
-import mmap
 import shutil
 import struct
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from builders.cli import Running
+from builders.ram import ram_at
 from builders.stock_kernels import stock_kernel
 
 from pyvmm.arch.devicetree import ARM64_RAM_GPA, VirtMachine, build_arm64
@@ -21,7 +21,6 @@ from pyvmm.loader import arm64
 from pyvmm.loader.fdt import place_fdt
 from pyvmm.loader.image import KernelImage
 from pyvmm.loader.load import Placement
-from pyvmm.memory import GuestMemory, GuestRegion
 from pyvmm.units import MiB
 
 RAM_BYTES = 256 * MiB
@@ -41,8 +40,7 @@ LIMIT_S = 100.0
 
 def prepare_memory(kernel: str, path: Path) -> None:
     """Write to ``path`` what is in RAM from START_GPA on."""
-    region = GuestRegion(ARM64_RAM_GPA, RAM_BYTES, mmap.mmap(-1, RAM_BYTES), None)
-    with GuestMemory([region]) as memory, KernelImage.open(kernel) as image:
+    with ram_at(ARM64_RAM_GPA, RAM_BYTES) as memory, KernelImage.open(kernel) as image:
         placed = arm64.place(image, memory, KERNEL_BASE_GPA)
         initrd = Placement("initrd", INITRD_GPA, 512)
         assert placed.end_gpa <= initrd.base_gpa

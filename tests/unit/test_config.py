@@ -45,6 +45,10 @@ def test_check_refuses(values: dict[str, Any], message: str) -> None:
         MachineConfig(kernel="bzImage", **values).check()
 
 
+def test_kaslr_goes_with_no_command_line() -> None:
+    MachineConfig(kernel="bzImage", kaslr=Kaslr()).check()
+
+
 def test_kaslr_goes_with_words_that_only_look_like_nokaslr() -> None:
     MachineConfig(kernel="bzImage", kaslr=Kaslr(), cmdline="nokaslr.x xnokaslr").check()
 

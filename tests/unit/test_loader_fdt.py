@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import shutil
 import struct
 import subprocess
@@ -10,13 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from builders.ram import ram_at
 
 from pyvmm.arch import devicetree
 from pyvmm.arch.devicetree import ARM64_RAM_GPA, VirtMachine
 from pyvmm.errors import CmdlineError, DeviceTreeError, HostError
 from pyvmm.loader import fdt
 from pyvmm.loader.load import Placement
-from pyvmm.memory import GuestMemory, GuestRegion
+from pyvmm.memory import GuestMemory
 from pyvmm.units import GiB, MiB
 
 FIELDS = (
@@ -38,8 +38,7 @@ def flat_tree(**fields: int) -> bytes:
 
 @pytest.fixture
 def memory() -> Iterator[GuestMemory]:
-    region = GuestRegion(ARM64_RAM_GPA, 4 * MiB, mmap.mmap(-1, 4 * MiB), None)
-    with GuestMemory([region]) as memory:
+    with ram_at(ARM64_RAM_GPA, 4 * MiB) as memory:
         yield memory
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import shutil
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 from builders.flat_image import arm64_image, riscv64_image
+from builders.ram import ram_at
 from builders.stock_kernels import stock_kernel
 
 from pyvmm.errors import KernelImageError
 from pyvmm.loader import arm64, pe, riscv64
 from pyvmm.loader.image import ImageFormat, KernelImage, identify
-from pyvmm.memory import GuestMemory, GuestRegion
+from pyvmm.memory import GuestMemory
 from pyvmm.units import GiB, MiB
 
 # Where a virtual arm64 machine has its RAM; a riscv64 one, a GiB higher.
@@ -25,9 +25,7 @@ ARM64_KERNELS = ("debian:6.1-arm64", "debian:6.12-arm64")
 @pytest.fixture
 def memory() -> Iterator[GuestMemory]:
     """8 MiB of RAM with something in it."""
-    buffer = mmap.mmap(-1, 8 * MiB)
-    buffer.write(b"\xee" * 8 * MiB)
-    with GuestMemory([GuestRegion(RAM_GPA, 8 * MiB, buffer, None)]) as memory:
+    with ram_at(RAM_GPA, 8 * MiB, b"\xee") as memory:
         yield memory
 
 
@@ -212,9 +210,8 @@ def test_stock_arm64_kernel_agrees_with_its_own_pe_headers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARM64_KERNELS)
 def test_stock_arm64_kernel_is_placed(name: str) -> None:
-    buffer = mmap.mmap(-1, 64 * MiB)
     with (
-        GuestMemory([GuestRegion(RAM_GPA, 64 * MiB, buffer, None)]) as memory,
+        ram_at(RAM_GPA, 64 * MiB) as memory,
         KernelImage.open(stock_kernel(name).path) as image,
     ):
         placed = arm64.place(image, memory, RAM_GPA + 2 * MiB)

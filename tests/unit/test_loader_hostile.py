@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import zstandard
 from builders import bzimage as bz
 from builders import multiboot as mb
 from builders.elf import Elf, Segment, note, notes_segment, pvh_note, vmlinux
@@ -55,12 +56,14 @@ WRAPPED = [
     zboot(PACKED_ARM64, b"zstd22", size_bytes=len(PACKED_ARM64) - 4),
     uki(BZIMAGE, initrd=b"initrd", cmdline=b"console=ttyS0", osrel=b"ID=x"),
     gzip.compress(uki(ELF), mtime=0),
+    zstandard.compress(ELF),
 ]
 IMAGES = [
     *(ELF, RELOCATABLE, ELF32, ELF_WITH_ADDRESSES, MULTIBOOT, BZIMAGE),
     *(*COMPRESSED, *WRAPPED, arm64_image(), riscv64_image()),
 ]
-HEADERS = [range(64 + 3 * 56), range(0x1F1, 0x26C)]
+# ELF's or zboot's and PE's; bzImage's; the rest of PE's, with its section table.
+HEADERS = [range(64 + 3 * 56), range(0x1F1, 0x26C), range(0x80, 0x188 + 4 * 40)]
 WAYS: list[dict[str, Any]] = [
     {"decompress": Decompress.HOST},
     {"kaslr": Kaslr(4 * MiB, 0xFFFF_FFFF_8140_0000)},
@@ -166,6 +169,11 @@ def test_mutated_image_is_loaded_or_refused(memory: GuestMemory, data: bytes) ->
             BZIMAGE[:0x26C],
             ELF32[:148],
             MULTIBOOT[:32],
+            UKI[:0x188],
+            ZBOOT[:0x40],
+            b"\x28\xb5\x2f\xfd",
+            b"\x02\x21\x4c\x18",
+            b"\x5d\x00\x00",
         ]
     ),
     st.binary(max_size=2048),

@@ -170,6 +170,7 @@ def test_initrd_that_is_shorter_than_its_size_is_told(memory: GuestMemory) -> No
 def test_initrd_size_is_what_is_placed(tmp_path: Path) -> None:
     (tmp_path / "initrd").write_bytes(INITRD)
     assert initrd_size(str(tmp_path / "initrd")) == initrd_size(INITRD) == 6000
+    assert initrd_size(memoryview(INITRD)) == 6000
     assert initrd_size(None) == 0
     with pytest.raises(InitrdError, match="there is no such file"):
         initrd_size(str(tmp_path / "absent"))
