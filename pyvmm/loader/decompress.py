@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 ELF_MAGIC = b"\x7fELF"
 SIZE_BYTES = 4
 
+# What a stream of zeros comes to in gzip (RFC 1951: 258 bytes in 2 bits); kernels shrink to a
+# quarter or so. Some of the others could do more, and a file of 100 bytes ask for a gigabyte.
+MAX_RATIO = 1032
+
 # The kernel is built with a dictionary of 128 MiB (scripts/xz_wrap.sh, Linux 6.12) or less.
 XZ_MEMORY_LIMIT_BYTES = 256 * MiB
 
@@ -68,7 +72,8 @@ def decompress(payload: memoryview, limit_bytes: int) -> memoryview:
     The memory of the result is given back when the last view of it goes.
 
     Raises KernelImageError if the compression is unknown, its library is not installed, the
-    stream is damaged, or its size is not the recorded one or is above ``limit_bytes``;
+    stream is damaged, or its size is not the recorded one, or is above ``limit_bytes`` or what
+    so small a payload can hold;
     HostError if there is no memory for the result.
     """
     if payload[:4] == ELF_MAGIC:
@@ -81,6 +86,13 @@ def decompress(payload: memoryview, limit_bytes: int) -> memoryview:
             f"expected at most {format_size(limit_bytes)}; give the guest more memory with --mem, "
             "or get a fresh copy of the image if that is no likely size",
             "payload-size",
+        )
+    if size_bytes > MAX_RATIO * len(payload):
+        raise KernelImageError(
+            f"its {name} payload has {len(payload)} bytes and should decompress to {size_bytes} by "
+            f"its last field; expected no more than {MAX_RATIO} times as many, as no kernel "
+            "shrinks to less; get a fresh copy of the image",
+            "payload-ratio",
         )
     output = _allocate(size_bytes)
     try:

@@ -214,6 +214,9 @@ RULES: dict[str, Rule] = {
         "the payload is an ELF file when it is decompressed",
         _BOOT_RST + "payload_offset",
     ),
+    "payload-ratio": Rule(
+        "the payload is not smaller than a kernel's can be", "pyvmm, loader/decompress.py"
+    ),
     # bzImage: decompressed in the guest
     "bzimage-kernel-alignment": Rule(
         "kernel_alignment is a power of two", _BOOT_RST + "kernel_alignment"

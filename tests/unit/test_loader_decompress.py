@@ -217,6 +217,22 @@ def test_absurd_size_is_refused_before_anything_is_allocated(size_bytes: int) ->
     assert "expected at most 1 GiB" in message
 
 
+def test_zeros_are_not_too_small_in_gzip() -> None:
+    plain = b"\x7fELF" + bytes(64 * MiB)
+    assert decompress(memoryview(bz.compress("gzip", plain)), GiB) == plain
+
+
+@pytest.mark.parametrize("name", bz.COMPRESSIONS)
+def test_size_that_so_small_a_payload_cannot_hold_is_refused(name: str) -> None:
+    payload = bz.compress(name, PLAIN)[:100]
+    with pytest.raises(KernelImageError) as caught:
+        decompress(memoryview(payload + struct.pack("<I", 1032 * 104)), GiB)
+    assert caught.value.rule != "payload-ratio"
+    with pytest.raises(KernelImageError) as caught:
+        decompress(memoryview(payload + struct.pack("<I", 1032 * 104 + 1)), GiB)
+    assert caught.value.rule == "payload-ratio"
+
+
 @pytest.mark.parametrize("name", bz.COMPRESSIONS)
 def test_bomb_is_stopped_at_the_recorded_size(name: str) -> None:
     payload = bz.compress(name, bytes(32 * MiB))[:-4] + struct.pack("<I", 4096)
