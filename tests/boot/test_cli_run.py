@@ -62,7 +62,10 @@ IMAGES = {
         elf.Elf([elf.Segment(0x10_0000, b"x")], bits=32, entry=0x10_0000).build(),
         "it is a 32-bit ELF file without a PVH note or a Multiboot header",
     ),
-    "elf32-of-x86-64": (elf.Elf(elf_class=1, machine=62).build(), "is a 32-bit ELF file for x86-64"),
+    "elf32-of-x86-64": (
+        elf.Elf(elf_class=1, machine=62).build(),
+        "is a 32-bit ELF file for x86-64",
+    ),
 }
 
 

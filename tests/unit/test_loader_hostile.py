@@ -50,11 +50,13 @@ RELOCATABLE = relocatable_vmlinux(
 BZIMAGE = bz.bzimage(ELF, bz.kernel_info())
 COMPRESSED = [bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS]
 PACKED_ARM64 = bz.compress("zstd", arm64_image())
+# The size behind the stream is not counted in zboot's header.
+ZBOOT = zboot(PACKED_ARM64, b"zstd22", size_bytes=len(PACKED_ARM64) - 4)
+UKI = uki(BZIMAGE, initrd=b"initrd", cmdline=b"console=ttyS0", osrel=b"ID=x")
 WRAPPED = [
     gzip.compress(ELF, mtime=0),
-    # The size behind the stream is not counted in zboot's header.
-    zboot(PACKED_ARM64, b"zstd22", size_bytes=len(PACKED_ARM64) - 4),
-    uki(BZIMAGE, initrd=b"initrd", cmdline=b"console=ttyS0", osrel=b"ID=x"),
+    ZBOOT,
+    UKI,
     gzip.compress(uki(ELF), mtime=0),
     zstandard.compress(ELF),
 ]
