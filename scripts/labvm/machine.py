@@ -37,6 +37,16 @@ STATUS_LAB_FAILED = 125
 that commands end with."""
 
 _QEMU = "qemu-system-x86_64"
+
+# pku, la57: a guest's kernel would be offered them, and KVM here cannot give them.
+# erms, fsrm: memory would be copied and cleared by `rep movsb`, which TCG does a byte at a time,
+#   and where code has been run before (a guest's kernel) each byte looks for translations to drop:
+#   to copy 50 MB there took 2 s. 14 boots in turns took 104 s, and take 72 s without.
+# family: at TCG's own, 0Fh, generic kernels look for an AGP bridge on 256 buses: 33,000 exits, 3 s
+#   (arch/x86/kernel/aperture_64.c). At 14h it does not. A boot takes 3.9 s of the host's CPU at
+#   0Fh, 3.4 s at 14h, and 5.9 s at 19h, whose flaws a guest's kernel has to work around.
+_CPU = "max,pku=off,la57=off,erms=off,fsrm=off,family=20,model=2"
+
 _FATAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LAST_LINES = 20
 
@@ -154,11 +164,7 @@ def tsc_khz() -> int:
 
 
 def _qemu_command(image: LabImage, job: Job, exchange: str) -> list[str]:
-    # One processor: with two, TCG's SVM crashed or froze now and then. pku and la57 are off because
-    # a guest's kernel would be offered them, and KVM here cannot give them. Without erms and fsrm
-    # memory is copied and cleared in words: TCG does `rep movsb` a byte at a time, and where code
-    # has been run before (a guest's kernel) each of these bytes looks for translations to drop. To
-    # copy 50 MB there took 2 s; 14 boots, pyvmm and QEMU in turns, take 72 s so, and took 104.
+    # One processor: with two, TCG's SVM crashed or froze now and then.
     # A periodic tick, against a rare freeze whose cause is not proven. With the usual one-shot
     # timer this machine was seen dead a few times, mostly with two vCPUs on a busy host; with the
     # tick it never was, but 80 boots without it were fine as well. What would fit, from reading
@@ -171,7 +177,7 @@ def _qemu_command(image: LabImage, job: Job, exchange: str) -> list[str]:
         f"tsc=reliable tsc_early_khz={tsc_khz()}"
     )
     command = [
-        *(_QEMU, "-M", "q35", "-accel", "tcg", "-cpu", "max,pku=off,la57=off,erms=off,fsrm=off"),
+        *(_QEMU, "-M", "q35", "-accel", "tcg", "-cpu", _CPU),
         *("-smp", "1", "-m", job.memory, "-nodefaults", "-display", "none", "-no-reboot"),
         *("-kernel", image.kernel, "-initrd", image.initramfs, "-append", kernel_cmdline),
         *("-chardev", _option("file,id=log", path=os.path.join(exchange, "kernel.log"))),
