@@ -8,7 +8,6 @@ neither the guest nor another port.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from errno import EPIPE
 from typing import TYPE_CHECKING, Protocol
@@ -164,6 +163,8 @@ class Socket:
     """A Unix socket that one client at a time may connect to. Without one, output goes nowhere."""
 
     def __init__(self, path: str) -> None:
+        import socket  # 2 ms that a console on stdio does not need
+
         self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -175,6 +176,7 @@ class Socket:
                 f"cannot listen on the socket {path}: {error.strerror or error}; "
                 "name a path that does not exist, in a directory that does"
             ) from error
+        self._shut_both_ways = socket.SHUT_RDWR
         self._writer: ConsoleWriter | None = None
         self._client_left = threading.Event()
         self._closed = False
@@ -200,7 +202,7 @@ class Socket:
         if writer is not None:
             writer.flush(_FLUSH_PATIENCE_S)
         self._client_left.set()
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes up accept()
+        self._listener.shutdown(self._shut_both_ways)  # wakes up accept()
         if self._thread is not None:
             self._thread.join()
         self._listener.close()
