@@ -177,6 +177,7 @@ class Board:
                     self.memory.read,
                     device_lock,
                     self._make_completer,
+                    self._name_of,
                 )
             )
             if apic_id == 0:
@@ -191,6 +192,14 @@ class Board:
         xsave_bytes = self.vm.check_extension(constants.KVM_CAP_XSAVE2)
         cure = None if syscall_enters_the_kernel(self.kvm) else SyscallCure(vcpu)
         return Completer(vcpu, self.memory, max(xsave_bytes, _XSAVE_BYTES_MIN), cure)
+
+    def _name_of(self, gva: int) -> str | None:
+        """Which function of the kernel's ``gva`` is in, by the symbols that it carries."""
+        from pyvmm.debug.kallsyms import find_symbols
+
+        size_bytes = self.kernel.end_gpa - self.kernel.start_gpa
+        symbols = find_symbols(self.memory.read(self.kernel.start_gpa, size_bytes))
+        return symbols.describe(gva) if symbols is not None else None
 
     def _write_tables(self) -> None:
         """What tells a kernel of processors, interrupts and devices: ACPI's tables.

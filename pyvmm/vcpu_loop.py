@@ -62,7 +62,8 @@ class VcpuLoop:
 
     ``device_lock`` is what the loops of all vCPUs share; a machine with one vCPU needs none.
     ``make_completer`` makes what executes the instructions that KVM cannot, at the first of them;
-    without it such an instruction ends the run.
+    without it such an instruction ends the run. ``name_of`` gives an address a name, if there is
+    one: ``native_halt+0xa/0x10``.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class VcpuLoop:
         read_memory: Callable[[int, int], bytes],
         device_lock: Lock | None = None,
         make_completer: Callable[[Vcpu], Completer] | None = None,
+        name_of: Callable[[int], str | None] = lambda gva: None,
     ) -> None:
         self.vcpu = vcpu
         self.native_thread_id = 0
@@ -93,6 +95,7 @@ class VcpuLoop:
         self._mmio = mmio
         self._read_memory = read_memory
         self._make_completer = make_completer
+        self._name_of = name_of
         self._completer: Completer | None = None
 
     # For other threads.
@@ -294,12 +297,14 @@ class VcpuLoop:
         regs, sregs = self.vcpu.get_regs(), self.vcpu.get_sregs()
         instruction = fetched or self._bytes_at(regs.rip + sregs.cs.base)
         shown = instruction.hex(" ") if instruction else "bytes not readable"
+        name = self._name_of(regs.rip)
+        where = f"{regs.rip:#x} in {name}" if name else f"{regs.rip:#x}"
         if self._completer is not None:
             disassembly = self._completer.disassemble(instruction)
             shown += f" ({disassembly}); pyvmm cannot either: {reason}"
         return RunResult(
             Outcome.EMULATION_FAILURE,
-            f"KVM could not emulate the instruction at {regs.rip:#x} ({cpu_mode(sregs)}): {shown}",
+            f"KVM could not emulate the instruction at {where} ({cpu_mode(sregs)}): {shown}",
             report=self._registers(),
         )
 
