@@ -50,7 +50,13 @@ class Guest:
         )
         self.vcpu.enter_64bit(cpl=0, cr3=cr3)
         self.vcpu.xcr0 = 7
-        self.vcpu.cpuid = [CpuidEntry(0xD, 2, 1, 256, 576, 0, 0)]
+        self.vcpu.cpuid = [
+            CpuidEntry(0xD, number, 1, size_bytes, offset, 0, 0)
+            for number, offset, size_bytes in (
+                *((2, 576, 256), (5, 832, 64)),
+                *((6, 896, 512), (7, 1408, 1024)),
+            )
+        ]
         self.vcpu.regs.rip, self.vcpu.regs.rflags = CODE, 2
 
     def complete(self, source: str, **registers: int) -> None:

@@ -24,14 +24,20 @@ from builders.host_cpu import (
     host_features,
 )
 from builders.xsave import effective, fill, samples, xsave_area
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 CF, PF, AF, ZF, SF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 11
 STATUS = CF | PF | AF | ZF | SF | OF
 RAX, RCX, RDX, RSI = 0, 1, 2, 6
 
-bounded = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+bounded = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 class Case(NamedTuple):

@@ -13,10 +13,16 @@ import pytest
 from builders.completion import CompletedCpu, assemble_all
 from builders.host_cpu import DATA, PAGE, READ_ONLY, UNMAPPED, CpuState, HostCpu, host_features
 from builders.xsave import effective, fill, samples, xsave_area
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-bounded = settings(derandomize=True, deadline=None, database=None, max_examples=250)
+bounded = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=250,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 NAMES = ("xsave", "xsave64", "xsaveopt", "xsaveopt64", "xsavec", "xrstor", "xrstor64")
 FORMS = tuple(f"{name} [rsi]" for name in NAMES)
