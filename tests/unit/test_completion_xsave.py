@@ -26,7 +26,6 @@ bounded = settings(
 
 NAMES = ("xsave", "xsave64", "xsaveopt", "xsaveopt64", "xsavec", "xrstor", "xrstor64")
 FORMS = tuple(f"{name} [rsi]" for name in NAMES)
-HEADER = 512
 
 
 @pytest.fixture(scope="module")
