@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from builders import bzimage as bz
-from builders import elf as build_elf
-from builders import kaslr as build_kaslr
-from builders import multiboot as build_multiboot
+from builders import sample_images as samples
+from builders.elf import note, pvh_note
+from builders.flat_tree import flat_tree
+from builders.ram import ram_at
 
-from pyvmm.loader import bzimage, elf, multiboot, pvh_note
+from pyvmm.config import MachineConfig
+from pyvmm.explain import as_html, as_json, text
+from pyvmm.explain.report import explain
+from pyvmm.loader import arm64, bzimage, elf, fdt, multiboot, pe, riscv64, uki
+from pyvmm.loader import pvh_note as notes
 from pyvmm.loader.cmdline_builder import Cmdline
 from pyvmm.loader.decompress import decompress
-from pyvmm.loader.image import KernelImage
+from pyvmm.loader.image import KernelImage, unwrapped
 from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress, extract_vmlinux, load_kernel
 from pyvmm.memory import GuestMemory
-from pyvmm.units import MiB
+from pyvmm.units import GiB, MiB
 
 MEMORY_BYTES = 16 * MiB
 
@@ -38,7 +43,7 @@ class Target(NamedTuple):
 def parse_pvh_notes(data: bytes) -> None:
     """As if ``data`` were two PT_NOTE segments of a kernel of 1 MiB at 2 MiB."""
     half = len(data) // 2
-    found = pvh_note.find_pvh_entry(
+    found = notes.find_pvh_entry(
         memoryview(data),
         [(0, half), (half, len(data) - half)],
         lambda gpa: 2 * MiB <= gpa < 3 * MiB,
@@ -48,6 +53,7 @@ def parse_pvh_notes(data: bytes) -> None:
 
 
 def parse_bzimage(data: bytes) -> None:
+    """The header, and all that is worked out from it."""
     image = memoryview(data)
     parsed = bzimage.parse(image)
     load_gpa = parsed.load_gpa()
@@ -57,10 +63,12 @@ def parse_bzimage(data: bytes) -> None:
 
 
 def parse_multiboot(data: bytes) -> None:
+    """A header of addresses, as those are what there is to be checked."""
     header = multiboot.find_header(memoryview(data))
     if header is not None:
         multiboot.check_demands(header)
-        multiboot.place_by_header(header, len(data))
+        if header.has_addresses:
+            multiboot.place_by_header(header, len(data))
 
 
 def parse_cmdline(data: bytes) -> None:
@@ -71,54 +79,64 @@ def parse_cmdline(data: bytes) -> None:
     assert second.init_arguments == first.init_arguments
 
 
-def load(data: bytes, **options: Decompress | Kaslr) -> None:
+def load(data: bytes, **options: Any) -> None:
     """All of the way into guest memory."""
-    load_kernel(KernelImage.from_bytes(data), _memory(), **options)  # type: ignore[arg-type]
+    load_kernel(KernelImage.from_bytes(data), memory_at(0), **options)
+
+
+def explain_image(data: bytes) -> None:
+    """What it is, in every form."""
+    config = MachineConfig(kernel="kernel", memory_bytes=MEMORY_BYTES)
+    report = explain(KernelImage.from_bytes(data), config)
+    for render in (as_json.render, as_html.render, text.render):
+        render(report)
 
 
 @functools.cache
-def _memory() -> GuestMemory:
-    return GuestMemory.create(MEMORY_BYTES)
+def memory_at(base_gpa: int) -> GuestMemory:
+    """Guest memory, the same each time: what lies there from before must not matter."""
+    return ram_at(base_gpa, MEMORY_BYTES)
 
 
-ELF = build_elf.vmlinux(bytes(range(256)) * 2)
-ELF32 = build_elf.Elf(
-    [
-        build_elf.Segment(2 * MiB, build_multiboot.header() + bytes(64), memsz=0x1000),
-        build_elf.notes_segment(build_elf.pvh_note(2 * MiB, size=4)),
-    ],
-    entry=2 * MiB,
-    bits=32,
-).build()
-RELOCATABLE = build_kaslr.relocatable_vmlinux(
-    build_kaslr.relocation_table(add64=[0x8020_0000], subtract32=[0x8020_0008], add32=[0x8020_2000])
-)
-PVH_NOTES = (
-    build_elf.note(b"GNU\x00", 3, b"id" * 10) + build_elf.pvh_note(2 * MiB),
-    build_elf.pvh_note(2 * MiB, size=4)
-    + build_elf.note(b"Xen\x00", 19, b"".join(n.to_bytes(4, "little") for n in (MiB, 0, 1 << 30))),
-)
-BZIMAGES = [
-    bz.bzimage(bz.compress(name, ELF), bz.kernel_info(), setup_sects=1) for name in bz.COMPRESSIONS
+KASLR = Kaslr(4 * MiB, 0xFFFF_FFFF_8140_0000)
+PVH_NOTES = [
+    note(b"GNU\x00", 3, b"id" * 10) + pvh_note(2 * MiB),
+    pvh_note(2 * MiB, size=4) + samples.RELOCATION_NOTE,
 ]
-MULTIBOOT = build_multiboot.image(bytes(64), before=bytes(16))
-IMAGES = [ELF, ELF32, MULTIBOOT, *BZIMAGES]
+X86_IMAGES = [*samples.KERNELS, *samples.WRAPPED]
 
 TARGETS = {
-    "elf": Target(lambda data: elf.parse(memoryview(data)), [ELF, ELF32]),
+    "elf": Target(lambda data: elf.parse(memoryview(data)), [samples.ELF, samples.ELF32]),
     "pvh-notes": Target(parse_pvh_notes, PVH_NOTES),
-    "bzimage": Target(parse_bzimage, BZIMAGES[:1]),
-    "multiboot": Target(parse_multiboot, [MULTIBOOT, ELF32]),
-    "cmdline": Target(parse_cmdline, [b'a b=c "d e" f="g h" -- "i=j k"']),
-    "kaslr": Target(
-        lambda data: load(data, kaslr=Kaslr(4 * MiB, 0xFFFF_FFFF_8140_0000)), [RELOCATABLE]
+    "bzimage": Target(parse_bzimage, [samples.BZIMAGE]),
+    "multiboot": Target(parse_multiboot, [samples.MULTIBOOT, samples.ELF32]),
+    "pe": Target(lambda data: pe.parse(memoryview(data)), [samples.UKI]),
+    "uki": Target(lambda data: uki.parse(memoryview(data)), [samples.UKI]),
+    "zboot": Target(lambda data: unwrapped(KernelImage.from_bytes(data)), [samples.ZBOOT]),
+    "arm64": Target(
+        lambda data: arm64.place(KernelImage.from_bytes(data), memory_at(GiB), GiB),
+        [samples.ARM64],
     ),
-    "load": Target(load, IMAGES),
-    "load-in-guest": Target(lambda data: load(data, decompress=Decompress.GUEST), IMAGES),
-    "extract": Target(lambda data: extract_vmlinux(KernelImage.from_bytes(data)), IMAGES),
-} | {
-    f"decompress-{name}": Target(
-        lambda data: decompress(memoryview(data), MEMORY_BYTES), [bz.compress(name, ELF)]
-    )
-    for name in bz.COMPRESSIONS
+    "riscv64": Target(
+        lambda data: riscv64.place(KernelImage.from_bytes(data), memory_at(2 * GiB), 2 * GiB),
+        [samples.RISCV64],
+    ),
+    "devicetree": Target(lambda data: fdt.parse(memoryview(data)), [flat_tree()]),
+    "cmdline": Target(parse_cmdline, [b'a b=c "d e" f="g h" -- "i=j k"']),
+    "kaslr": Target(lambda data: load(data, kaslr=KASLR), [samples.RELOCATABLE]),
+    "load": Target(load, X86_IMAGES),
+    "load-in-guest": Target(lambda data: load(data, decompress=Decompress.GUEST), X86_IMAGES),
+    "extract": Target(lambda data: extract_vmlinux(KernelImage.from_bytes(data)), X86_IMAGES),
+    "explain": Target(explain_image, [*X86_IMAGES, *samples.FOREIGN, flat_tree()]),
+    **{
+        f"decompress-{name}": Target(
+            lambda data: decompress(memoryview(data), MEMORY_BYTES),
+            [bz.compress(name, samples.ELF)],
+        )
+        for name in bz.COMPRESSIONS
+    },
+    **{
+        f"file-{name}": Target(lambda data: unwrapped(KernelImage.from_bytes(data)), [seed])
+        for name, seed in samples.FILES.items()
+    },
 }

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import zstandard
 from builders import bzimage as bz
-from builders import multiboot as mb
-from builders.elf import Elf, Segment, note, notes_segment, pvh_note, vmlinux
-from builders.flat_image import arm64_image, riscv64_image, zboot
-from builders.kaslr import relocatable_vmlinux, relocation_table
-from builders.pe import uki
+from builders.sample_images import (
+    BZIMAGE,
+    ELF,
+    ELF32,
+    FOREIGN,
+    KERNELS,
+    MULTIBOOT,
+    UKI,
+    WRAPPED,
+    ZBOOT,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,40 +34,7 @@ from pyvmm.loader.load import Decompress, LoadedKernel, extract_vmlinux, load_ke
 from pyvmm.memory import GuestMemory
 from pyvmm.units import MiB
 
-CODE = bytes(range(256)) * 2
-ELF = vmlinux(CODE)
-RELOCATION = note(b"Xen\x00", 19, bytes.fromhex("00002000 00001000 ffffff3f"))
-ELF32 = Elf(
-    [
-        Segment(0x10_0000, mb.header(3) + CODE),
-        Segment(0x20_0000, b"data", memsz=0x1000),
-        notes_segment(pvh_note(0x10_0010, size=4) + RELOCATION),
-    ],
-    entry=0x10_000C,
-    bits=32,
-).build()
-MULTIBOOT = mb.image(CODE, bss_end_addr=0x20_1000)
-ELF_WITH_ADDRESSES = Elf([Segment(0x10_0000, MULTIBOOT)], entry=0x10_0020).build()
-RELOCATABLE = relocatable_vmlinux(
-    relocation_table(add64=[0x8020_0000], subtract32=[0x8020_0008], add32=[0x8020_2000] * 4)
-)
-BZIMAGE = bz.bzimage(ELF, bz.kernel_info())
-COMPRESSED = [bz.bzimage(bz.compress(name, ELF)) for name in bz.COMPRESSIONS]
-PACKED_ARM64 = bz.compress("zstd", arm64_image())
-# The size behind the stream is not counted in zboot's header.
-ZBOOT = zboot(PACKED_ARM64, b"zstd22", size_bytes=len(PACKED_ARM64) - 4)
-UKI = uki(BZIMAGE, initrd=b"initrd", cmdline=b"console=ttyS0", osrel=b"ID=x")
-WRAPPED = [
-    gzip.compress(ELF, mtime=0),
-    ZBOOT,
-    UKI,
-    gzip.compress(uki(ELF), mtime=0),
-    zstandard.compress(ELF),
-]
-IMAGES = [
-    *(ELF, RELOCATABLE, ELF32, ELF_WITH_ADDRESSES, MULTIBOOT, BZIMAGE),
-    *(*COMPRESSED, *WRAPPED, arm64_image(), riscv64_image()),
-]
+IMAGES = [*KERNELS, *WRAPPED, *FOREIGN]
 # ELF's or zboot's and PE's; bzImage's; the rest of PE's, with its section table.
 HEADERS = [range(64 + 3 * 56), range(0x1F1, 0x26C), range(0x80, 0x188 + 4 * 40)]
 WAYS: list[dict[str, Any]] = [
