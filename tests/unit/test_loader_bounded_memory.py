@@ -17,8 +17,12 @@ import pytest
 from builders import bzimage as bz
 from builders import multiboot
 from builders.elf import Elf, Segment, note, notes_segment, vmlinux
+from builders.flat_image import zboot
+from builders.pe import Pe, Section
 
+from pyvmm.config import MachineConfig
 from pyvmm.errors import KernelImageError
+from pyvmm.explain.report import explain
 from pyvmm.loader.image import KernelImage
 from pyvmm.loader.kaslr import Kaslr
 from pyvmm.loader.load import Decompress, extract_vmlinux, load_kernel
@@ -75,9 +79,11 @@ def payload(name: str, size_bytes: int) -> bytes:
 
 
 END_OF_4_GIB = 0xFFFF_FFFF
-LZMA_ALONE_HEADER = b"\x5d" + b"\xff" * 12  # a dictionary of 2^32 - 1 bytes, a size of 2^64 - 1
+# The properties, a dictionary of 128 MiB or 2 GiB, an unknown size, the first bytes of the stream.
+LZMA_128_MIB = bytes.fromhex("5d 00000008 ffffffffffffffff 0000000000")
+LZMA_2_GIB = bytes.fromhex("5d 00000080 ffffffffffffffff 0000000000")
 ZSTD_FRAME_HEADER = bytes.fromhex("28b52ffd 00 b0")  # a window of 2^32: RFC 8878, 3.1.1.1.2
-
+SIZE = (4 * KiB).to_bytes(4, "little")  # of what is in such a payload: no reason to refuse it
 
 WAYS: tuple[dict[str, Any], ...] = (
     {"decompress": Decompress.HOST},
@@ -96,10 +102,19 @@ FILES = {
     "bzImage, payload_length": bzimage(payload_length=END_OF_4_GIB),
     "bzImage, init_size": bzimage(init_size=END_OF_4_GIB),
     "bzImage, kernel_info": bzimage(b"\x7fELF", bz.kernel_info(size_total=END_OF_4_GIB)),
-    "bzImage, lzma's dictionary": bzimage(LZMA_ALONE_HEADER + b"\x00\x00\x01\x00"),
-    "bzImage, zstd's window": bzimage(ZSTD_FRAME_HEADER + b"\x00\x00\x01\x00"),
+    "bzImage, lzma's dictionary": bzimage(LZMA_128_MIB + SIZE),
+    "bzImage, lzma's larger dictionary": bzimage(LZMA_2_GIB + SIZE),
+    "bzImage, zstd's window": bzimage(ZSTD_FRAME_HEADER + SIZE),
     "Multiboot, load_end_addr": multiboot.image(b"", load_end_addr=END_OF_4_GIB),
     "Multiboot, bss_end_addr": multiboot.image(b"", bss_end_addr=END_OF_4_GIB),
+    "PE, sections": Pe([Section(b".text")], section_count=0xFFFF).build(),
+    "UKI, a section": Pe([Section(b".linux", b"\x7fELF", raw_bytes=END_OF_4_GIB)]).build(),
+    "EFI zboot, the payload": zboot(b"\x1f\x8b", b"gzip", size_bytes=END_OF_4_GIB),
+    "EFI zboot, the payload's size": zboot(payload("zstd", 1 * GiB), b"zstd", size_bytes=64),
+    "compressed file, lzma's dictionary": LZMA_128_MIB,
+    "compressed file, lzma's larger dictionary": LZMA_2_GIB,
+    "compressed file, zstd's window": ZSTD_FRAME_HEADER + bytes(64),
+    "compressed file, lz4's block": bytes.fromhex("02214c18 ffffffff"),
 } | {
     f"bzImage, {name}'s size, {size_bytes}": bzimage(payload(name, size_bytes))
     for name in bz.COMPRESSIONS
@@ -117,6 +132,7 @@ def test_small_file_gets_no_more_memory_than_it_needs(name: str, memory: GuestMe
                 load_kernel(image, memory, **options)
         with suppress(KernelImageError):
             extract_vmlinux(image)
+        explain(image, MachineConfig(kernel="kernel", memory_bytes=16 * MiB))
 
 
 @pytest.mark.parametrize("size_bytes", [RESERVED_BYTES + MiB, 2 * GiB])
