@@ -243,6 +243,8 @@ def _describe(machine: Machine) -> None:
             f"pyvmm: moved to physical {move.physical_base:#x}, virtual {move.virtual_base:#x} "
             f"(Kernel Offset: {move.virtual_offset:#x})"
         )
+    for note in machine.board.notes:
+        tell(f"  {note}")
     for name, gpa, size_bytes in machine.placements():
         tell(f"  {gpa:#011x}..{gpa + size_bytes:#011x}  {name}")
 
