@@ -16,7 +16,7 @@ from pyvmm.arch.x86_64 import layout
 from pyvmm.boot.handover import Handover, Module
 from pyvmm.boot.memory_map import memory_map
 from pyvmm.config import DEFAULT_CMDLINE
-from pyvmm.errors import ConfigError
+from pyvmm.errors import ConfigError, KernelImageError
 from pyvmm.loader.cmdline import place_cmdline
 from pyvmm.loader.image import unwrapped
 from pyvmm.loader.initrd import initrd_size, place_initrd
@@ -64,7 +64,10 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
         kaslr=config.kaslr,
         initrd_bytes=initrd_size(initrd_source) if config.kaslr else 0,
     )
-    protocol, entry_gpa = boot.choose(config.protocol, kernel)
+    try:
+        protocol, entry_gpa = boot.choose(config.protocol, kernel)
+    except KernelImageError as error:
+        raise error.about(image.name) from error
     if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front
         text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
     cmdline = place_cmdline(text, memory, kernel)

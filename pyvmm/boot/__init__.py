@@ -59,7 +59,7 @@ def choose(requested: Protocol, kernel: LoadedKernel) -> tuple[Protocol, int]:
             return protocol, entry_gpa
     offered = ", ".join(protocol.value for protocol, gpa in entries.items() if gpa is not None)
     raise KernelImageError(
-        f"this kernel cannot be entered by {requested.value}: {why_not(requested, kernel)}; "
+        f"cannot be entered by {requested.value}: {why_not(requested, kernel)}; "
         f"it offers {offered or 'no entry at all'}",
         "protocol-entry",
     )
