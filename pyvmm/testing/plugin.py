@@ -11,6 +11,8 @@ it is needed.
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pyvmm.testing.vm import Vm, VmSpec
 
 DEFAULT_KERNEL = "debian"
+_IN_THE_LAB = "PYVMM_LAB"  # set to 1 there (pyvmm/lab/machine.py)
+_LAB_TIMEOUT_S = 3600.0
 _AXES = ("cmdline", "cpus", "mem", "protocol", "initrd")
 _OTHER_ARGUMENTS = ("timeout_s", "hang_after_s", "allow", "script", "files")
 
@@ -44,10 +48,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--pyvmm-ground",
-        choices=("auto", "kvm"),
+        choices=("auto", "kvm", "lab"),
         default="auto",
         help="kvm: boot on this machine's /dev/kvm, whatever it is; auto (the default): skip where "
-        "it has no hardware under it",
+        "it has no hardware under it; lab: run all of pytest in a machine with a hardware-style "
+        "/dev/kvm, which QEMU emulates",
+    )
+    group.addoption(
+        "--pyvmm-lab-write",
+        metavar="DIR",
+        help="with --pyvmm-ground=lab: a directory that the tests, and --junitxml, can write to",
     )
 
 
@@ -59,6 +69,29 @@ def pytest_configure(config: pytest.Config) -> None:
         "hang_after_s=, allow=): the guest of vm and vm_factory. A list of values for one of the "
         "first five is an axis of a matrix.",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """With --pyvmm-ground=lab this pytest does nothing but to start another one, in the lab."""
+    if config.getoption("--pyvmm-ground") != "lab" or os.environ.get(_IN_THE_LAB) == "1":
+        return None
+    from pyvmm.errors import PyvmmError
+    from pyvmm.fetch import fetch_package_file, resolve_kernel
+    from pyvmm.lab.image import prepare_image
+    from pyvmm.lab.machine import Job, run_in_lab
+
+    write_dir = config.getoption("--pyvmm-lab-write")
+    command = [sys.executable, "-P", "-m", "pytest", *config.invocation_params.args]
+    try:
+        # There is no network in the lab. Kernels of markers have to be in the cache.
+        for kernel in config.getoption("--kernel") or []:
+            resolve_kernel(kernel)
+        fetch_package_file("busybox-static", r"(usr/)?bin/busybox")
+        image = prepare_image(None)
+        return run_in_lab(image, Job(command, _LAB_TIMEOUT_S, "2G", write_dir))
+    except PyvmmError as error:
+        raise pytest.UsageError(f"the lab: {error}") from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

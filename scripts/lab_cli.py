@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 
-from labvm.image import prepare_image
-from labvm.machine import STATUS_LAB_FAILED, Job, run_in_lab
 from pyvmm.cli.fetch import progress_on_stderr
 from pyvmm.errors import PyvmmError
 from pyvmm.fetch import fetch_kernel, fetch_package_file
+from pyvmm.lab.image import prepare_image
+from pyvmm.lab.machine import STATUS_LAB_FAILED, Job, run_in_lab
 
 _DESCRIPTION = """\
 Run a command, or the project's tests, in a machine with a hardware-style /dev/kvm: QEMU emulates
@@ -47,7 +47,7 @@ TEST_FILES = (
 # The tests that need a KVM: the others pass anywhere, and are slow in the lab.
 _TEST_DIRECTORIES = ("tests/kvm", "tests/boot", "tests/lab")
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def main() -> int:

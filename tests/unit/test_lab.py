@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labvm.image import LabImage, load_order
-from labvm.machine import STATUS_LAB_FAILED, Job, run_in_lab
 
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.lab.image import LabImage, load_order
+from pyvmm.lab.machine import STATUS_LAB_FAILED, Job, run_in_lab
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 IMAGE = LabImage("kernel", "initramfs")
@@ -122,8 +122,8 @@ def lab_in_a_process(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     stand_in(directory, FINDS_EXCHANGE + "echo started\nexec sleep 1000\n")
     program = """if True:
         import sys
-        from labvm.image import LabImage
-        from labvm.machine import Job, run_in_lab
+        from pyvmm.lab.image import LabImage
+        from pyvmm.lab.machine import Job, run_in_lab
         sys.exit(run_in_lab(LabImage("", ""), Job(["true"], 60, "2G")))
     """
     with subprocess.Popen(

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from labvm.monitor import describe_processor
 from pyvmm.errors import ConfigError, HostError
+from pyvmm.lab.monitor import describe_processor
 from pyvmm.loader.files import write_whole
 from pyvmm.terminal import RawTerminal
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
-    from labvm.image import LabImage
+    from pyvmm.lab.image import LabImage
 
 STATUS_LAB_FAILED = 125
 """The time was over, or the lab itself failed. As of docker(1), env(1) and others: not a status
