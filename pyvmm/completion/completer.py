@@ -289,8 +289,9 @@ class Completer:
             for _ in range(2):
                 sregs.cr3 ^= _CR3_PWT
                 self._vcpu.set_sregs(sregs)
-        for name, value in zip(_GPR_NAMES, after.gpr, strict=True):
-            setattr(regs, name, value)
+        for name, old, new in zip(_GPR_NAMES, before.gpr, after.gpr, strict=True):
+            if new != old:
+                setattr(regs, name, new)
         regs.rip, regs.rflags = after.rip, after.rflags
         self._vcpu.set_regs(regs)
         if op.interrupt is not None:

@@ -67,7 +67,7 @@ class SyscallCure:
 
     def watch(self, idt: kvm_dtable, read_system: ReadSystem) -> None:
         """Have the breakpoint where the guest's page fault handler is now, if it has SYSCALL."""
-        if not self._vcpu.get_msrs([_MSR_LSTAR]).get(_MSR_LSTAR):
+        if not self._handler_gva and not self._vcpu.get_msrs([_MSR_LSTAR]).get(_MSR_LSTAR):
             return
         try:
             gate = read_system(idt.base + s.PAGE_FAULT * _GATE_BYTES, _GATE_BYTES)
