@@ -57,10 +57,6 @@ if TYPE_CHECKING:
     Output = Callable[[bytes], object]
 
 
-# KVM_CAP_XSAVE2 says 0 where KVM_GET_XSAVE is all there is, and with it 4096 or more.
-_XSAVE_BYTES_MIN = 4096
-
-
 class GsiLine:
     """One input of the in-kernel interrupt chips, as devices see it."""
 
@@ -191,7 +187,7 @@ class Board:
 
         xsave_bytes = self.vm.check_extension(constants.KVM_CAP_XSAVE2)
         cure = None if syscall_enters_the_kernel(self.kvm) else SyscallCure(vcpu)
-        return Completer(vcpu, self.memory, max(xsave_bytes, _XSAVE_BYTES_MIN), cure)
+        return Completer(vcpu, self.memory, xsave_bytes, cure)
 
     def _name_of(self, gva: int) -> str | None:
         """Which function of the kernel's ``gva`` is in, by the symbols that it carries."""

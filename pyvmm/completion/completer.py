@@ -82,6 +82,7 @@ class VcpuPort(Protocol):
     def set_regs(self, regs: kvm_regs) -> None: ...
     def get_sregs(self) -> kvm_sregs: ...
     def set_sregs(self, sregs: kvm_sregs) -> None: ...
+    def get_xsave(self) -> kvm_xsave: ...
     def get_xsave2(self, size_bytes: int) -> kvm_xsave: ...
     def set_xsave(self, xsave: kvm_xsave) -> None: ...
     def get_xcrs(self) -> kvm_xcrs: ...
@@ -95,7 +96,7 @@ class VcpuPort(Protocol):
 class Completer:
     """Completes instructions of one vCPU, whose memory is ``memory``.
 
-    ``xsave_bytes``: the size of KVM's XSAVE area, from KVM_CAP_XSAVE2; at least 4096.
+    ``xsave_bytes``: the size of KVM's XSAVE area, from KVM_CAP_XSAVE2; 0 if KVM has not got that.
     ``syscall_cure``: where SYSCALL needs one.
     """
 
@@ -204,7 +205,7 @@ class Completer:
     def _execute(
         self, entry: Entry, insn: Instruction, state: State, regs: kvm_regs, sregs: kvm_sregs
     ) -> None:
-        xsave = self._vcpu.get_xsave2(self._xsave_bytes) if entry.needs_xstate else None
+        xsave = self._get_xsave() if entry.needs_xstate else None
         before = self._gather_state(entry, state, xsave)
         walker = self._walker(state)
         op = Operation(
@@ -221,6 +222,11 @@ class Completer:
             self._write(pieces, offset, data)
         for gpa, size_bytes, value in updates:
             self._memory.write(gpa, value.to_bytes(size_bytes, "little"))
+
+    def _get_xsave(self) -> kvm_xsave:
+        if self._xsave_bytes:
+            return self._vcpu.get_xsave2(self._xsave_bytes)
+        return self._vcpu.get_xsave()
 
     def _gather_state(self, entry: Entry, state: State, xsave: kvm_xsave | None) -> State:
         if xsave is not None:

@@ -46,6 +46,9 @@ class FakeVcpu:
 
     def get_xsave2(self, size_bytes: int) -> Any:
         assert size_bytes == XSAVE_BYTES
+        return self.get_xsave()
+
+    def get_xsave(self) -> Any:
         xsave = new("kvm_xsave")
         view(xsave)[:] = self.xsave
         return xsave

@@ -113,7 +113,7 @@ def _built(
             ports = PortBus()
             ports.add(0xF4, 1, DebugExit(_end), "debug exit")
             cure = None if syscall_enters_the_kernel(kvm) else SyscallCure(vcpu)
-            xsave_bytes = max(vm.check_extension(constants.KVM_CAP_XSAVE2), 4096)
+            xsave_bytes = vm.check_extension(constants.KVM_CAP_XSAVE2)
             loop = VcpuLoop(
                 vcpu,
                 ports,

@@ -116,6 +116,12 @@ def test_instruction_that_kvm_fetched_in_part_is_fetched_again(guest: Guest) -> 
     assert guest.vcpu.regs.rax == 2
 
 
+def test_vector_registers_are_there_without_xsave2(guest: Guest) -> None:
+    guest.vcpu.get_xsave2 = None  # type: ignore[assignment,method-assign]
+    Completer(guest.vcpu, guest.memory, 0).complete(assemble("movq %rcx, %xmm1", 64))
+    assert guest.vcpu.regs.rip == CODE + 5
+
+
 # Exceptions.
 
 
