@@ -244,6 +244,39 @@ def test_rdpid_gives_the_processor(guest: Guest) -> None:
     assert guest.vcpu.regs.rbx == 7
 
 
+PKRU = 9
+
+
+def enable_protection_keys(guest: Guest) -> None:
+    guest.vcpu.sregs.cr4 |= 1 << 22  # PKE
+    guest.vcpu.cpuid.append(CpuidEntry(0xD, PKRU, 1, 8, 2432, 0, 0))
+    guest.vcpu.xcr0 |= 1 << PKRU
+
+
+def test_rights_of_protection_keys_are_written_and_read(guest: Guest) -> None:
+    enable_protection_keys(guest)
+    guest.complete("wrpkru", rax=0x5555_5554, rcx=0, rdx=0)
+    assert guest.vcpu.xsave[2432:2436] == (0x5555_5554).to_bytes(4, "little")
+    assert guest.vcpu.xsave[513] == 1 << PKRU - 8  # XSTATE_BV
+    guest.complete("rdpkru", rip=CODE, rax=0, rdx=0xFFFF)
+    assert (guest.vcpu.regs.rax, guest.vcpu.regs.rdx) == (0x5555_5554, 0)
+
+
+@pytest.mark.parametrize(("source", "register"), [("rdpkru", "rcx"), ("wrpkru", "rdx")])
+def test_instructions_of_protection_keys_want_zeros(
+    guest: Guest, source: str, register: str
+) -> None:
+    enable_protection_keys(guest)
+    guest.complete(source, **{register: 1})
+    assert guest.vcpu.exception == (GP, 0)
+
+
+@pytest.mark.parametrize("source", ["rdpkru", "wrpkru"])
+def test_instructions_of_protection_keys_are_undefined_without(guest: Guest, source: str) -> None:
+    guest.complete(source)
+    assert guest.vcpu.exception == (UD, None)
+
+
 def test_selectors_of_ldt_and_task_are_stored(guest: Guest) -> None:
     guest.vcpu.sregs.ldt.selector, guest.vcpu.sregs.tr.selector = 0x48, 0x40
     guest.complete("sldt %eax", rax=-1 & (1 << 64) - 1)
