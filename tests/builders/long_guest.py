@@ -120,6 +120,7 @@ def _built(
                 MmioBus(),
                 memory.read,
                 make_completer=lambda vcpu: Completer(vcpu, memory, xsave_bytes, cure),
+                name_of=lambda gva: f"code+{gva - CODE:#x}",
             )
             yield loop, memory
 

@@ -176,7 +176,8 @@ def test_instruction_that_nobody_knows_ends_the_run_and_is_told() -> None:
         return
     assert guest.result.outcome is Outcome.EMULATION_FAILURE
     assert guest.result.summary.startswith(
-        f"KVM could not emulate the instruction at {CODE:#x} (64-bit mode, CPL 0): 0f 58 c8"
+        f"KVM could not emulate the instruction at {CODE:#x} in code+0x0 "
+        "(64-bit mode, CPL 0): 0f 58 c8"
     )
     assert "(addps %xmm0,%xmm1)" in guest.result.summary
     assert f"rip {CODE:016x}" in guest.result.report
