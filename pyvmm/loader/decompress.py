@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 ELF_MAGIC = b"\x7fELF"
 SIZE_BYTES = 4
 
-# What a stream of zeros comes to in gzip (RFC 1951: 258 bytes in 2 bits); kernels shrink to a
-# quarter or so. Some of the others could do more, and a file of 100 bytes ask for a gigabyte.
+# More than this is allocated only for a payload that is not too small to hold it. The ratio is that
+# of zeros in gzip (RFC 1951: 258 bytes in 2 bits); kernels shrink to a quarter or so.
+SMALL_BYTES = 16 * MiB
 MAX_RATIO = 1032
 
 # The kernel is built with a dictionary of 128 MiB (scripts/xz_wrap.sh, Linux 6.12) or less.
@@ -87,11 +88,12 @@ def decompress(payload: memoryview, limit_bytes: int) -> memoryview:
             "or get a fresh copy of the image if that is no likely size",
             "payload-size",
         )
-    if size_bytes > MAX_RATIO * len(payload):
+    most_bytes = max(SMALL_BYTES, MAX_RATIO * len(payload))
+    if size_bytes > most_bytes:
         raise KernelImageError(
             f"its {name} payload has {len(payload)} bytes and should decompress to {size_bytes} by "
-            f"its last field; expected no more than {MAX_RATIO} times as many, as no kernel "
-            "shrinks to less; get a fresh copy of the image",
+            f"its last field; expected at most {most_bytes} of so few; get a fresh copy of the "
+            "image",
             "payload-ratio",
         )
     output = _allocate(size_bytes)

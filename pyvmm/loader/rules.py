@@ -215,7 +215,7 @@ RULES: dict[str, Rule] = {
         _BOOT_RST + "payload_offset",
     ),
     "payload-ratio": Rule(
-        "the payload is not smaller than a kernel's can be", "pyvmm, loader/decompress.py"
+        "the payload is not too small for what it is said to hold", "pyvmm, loader/decompress.py"
     ),
     # bzImage: decompressed in the guest
     "bzimage-kernel-alignment": Rule(

@@ -16,7 +16,7 @@ from builders import bzimage as bz
 
 from pyvmm.errors import HostError, KernelImageError
 from pyvmm.loader.decompress import decompress
-from pyvmm.units import GiB, MiB
+from pyvmm.units import GiB, KiB, MiB
 
 
 def kernel_like(size_bytes: int) -> bytes:
@@ -223,13 +223,18 @@ def test_zeros_are_not_too_small_in_gzip() -> None:
 
 
 @pytest.mark.parametrize("name", bz.COMPRESSIONS)
-def test_size_that_so_small_a_payload_cannot_hold_is_refused(name: str) -> None:
-    payload = bz.compress(name, PLAIN)[:100]
+@pytest.mark.parametrize(
+    ("payload_bytes", "most_bytes"), [(100, 16 * MiB), (16 * KiB, 1032 * 16 * KiB)]
+)
+def test_size_that_so_small_a_payload_cannot_hold_is_refused(
+    name: str, payload_bytes: int, most_bytes: int
+) -> None:
+    stream = bz.compress(name, PLAIN)[: payload_bytes - 4].ljust(payload_bytes - 4, b"\x00")
     with pytest.raises(KernelImageError) as caught:
-        decompress(memoryview(payload + struct.pack("<I", 1032 * 104)), GiB)
+        decompress(memoryview(stream + struct.pack("<I", most_bytes)), GiB)
     assert caught.value.rule != "payload-ratio"
     with pytest.raises(KernelImageError) as caught:
-        decompress(memoryview(payload + struct.pack("<I", 1032 * 104 + 1)), GiB)
+        decompress(memoryview(stream + struct.pack("<I", most_bytes + 1)), GiB)
     assert caught.value.rule == "payload-ratio"
 
 
