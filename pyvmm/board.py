@@ -23,7 +23,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NoReturn
 
 from kvm_bindings import Kvm, constants, host_address
-from pyvmm.arch.x86_64 import bda, layout, mptable
+from pyvmm.arch.x86_64 import bda, cpuid, layout, mptable
 from pyvmm.arch.x86_64.acpi import tables
 from pyvmm.boot.handover import Blob
 from pyvmm.capabilities import check_required
@@ -96,6 +96,8 @@ class Board:
         with ExitStack() as stack:
             self.kvm = stack.enter_context(Kvm())
             check_required(self.kvm)
+            self._supported_cpuid = self.kvm.get_supported_cpuid()
+            self._emulated = self._emulates_kernel_mode()
             self.memory = stack.enter_context(GuestMemory.create(
                 config.memory_bytes, backing=config.backing, huge_pages=config.huge_pages,
                 host_address=host_address,
@@ -126,6 +128,14 @@ class Board:
         yield from sorted(self._placements, key=lambda placement: placement.base_gpa)
 
     # Each of these is one step of the way in ``__enter__``.
+
+    def _emulates_kernel_mode(self) -> bool:
+        """Whether KVM has no hardware under it. Most hosts' CPUID settles it, others are probed."""
+        if cpuid.offers_virtualization(self._supported_cpuid):
+            return False
+        from pyvmm.probe import Virtualization, probe_virtualization
+
+        return probe_virtualization(self.kvm) is Virtualization.SOFTWARE
 
     def _load(self) -> EntryState:
         """Put kernel, command line, initrd and the protocol's tables into guest memory."""
@@ -158,7 +168,9 @@ class Board:
 
     def _add_vcpus(self, stack: ExitStack, entry: EntryState) -> None:
         """The processors: the first starts at ``entry``, the others when it sends them a SIPI."""
-        cpuid_source = CpuidSource(self.kvm, self.config.cpus)
+        cpuid_source = CpuidSource(
+            self.kvm, self._supported_cpuid, self.config.cpus, self._emulated
+        )
         device_lock = Lock() if self.config.cpus > 1 else None
         self.loops: list[VcpuLoop] = []
         for apic_id in range(self.config.cpus):

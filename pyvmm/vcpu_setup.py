@@ -24,10 +24,16 @@ _FCW_INITIAL = 0x37F
 
 
 class CpuidSource:
-    """What this host can give a guest, asked once for all vCPUs."""
+    """What this host can give a guest, asked once for all vCPUs.
 
-    def __init__(self, kvm: Kvm, cpu_count: int) -> None:
-        self._supported = kvm.get_supported_cpuid()
+    ``supported`` is what KVM_GET_SUPPORTED_CPUID says; ``emulated``: see ``cpuid.guest_leaves``.
+    """
+
+    def __init__(
+        self, kvm: Kvm, supported: list[CpuidEntry], cpu_count: int, emulated: bool
+    ) -> None:
+        self._supported = supported
+        self._emulated = emulated
         self._tsc_deadline = bool(kvm.check_extension(constants.KVM_CAP_TSC_DEADLINE_TIMER))
         self._knows_tsc = bool(kvm.check_extension(constants.KVM_CAP_GET_TSC_KHZ))
         self._cpu_count = cpu_count
@@ -40,6 +46,7 @@ class CpuidSource:
             cpu_count=self._cpu_count,
             tsc_deadline=self._tsc_deadline,
             tsc_khz=vcpu.get_tsc_khz() if self._knows_tsc else 0,
+            emulated=self._emulated,
         )
 
 

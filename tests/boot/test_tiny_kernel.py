@@ -21,9 +21,8 @@ LIMIT_S = 300.0
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(LIMIT_S + 20)]
 
-# ERMS and FSRM would have the kernel move memory byte by byte, which the emulator does slowly;
-# CMPXCHG16B is completed, but the kernel has another way without it.
-CMDLINE = "console=ttyS0 quiet panic=-1 clearcpuid=erms,fsrm,cx16 reboot=k -- exit 42"
+# ERMS and FSRM would have the kernel move memory byte by byte, which the emulator does slowly.
+CMDLINE = "console=ttyS0 quiet panic=-1 clearcpuid=erms,fsrm reboot=k -- exit 42"
 
 
 def test_tiny_kernel_reaches_user_space_and_its_init_ends_the_run(tmp_path: Path) -> None:

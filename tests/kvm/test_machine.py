@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from build_guest import build
+from builders.host import kvm_is_software
 
 from kvm_bindings import host_address
 from pyvmm import embedded
@@ -45,6 +46,19 @@ def machine(spin: str) -> Iterator[Machine]:
 
 def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
+
+
+def test_kvms_clock_is_offered_only_where_hypercalls_return(machine: Machine) -> None:
+    leaves = {leaf.function: leaf for leaf in machine.vcpus[0].get_cpuid2()}
+    # KVM_FEATURE_CLOCKSOURCE2, which all KVMs have: the kernel that uses it makes a hypercall.
+    assert leaves[0x4000_0001].eax >> 3 & 1 == (not kvm_is_software())
+
+
+def test_cmpxchg16b_is_hidden_where_kernel_mode_is_emulated(machine: Machine) -> None:
+    if not kvm_is_software():
+        pytest.skip("hardware runs the guest's kernel mode here")
+    leaves = {leaf.function: leaf for leaf in machine.vcpus[0].get_cpuid2()}
+    assert leaves[1].ecx >> 13 & 1 == 0
 
 
 def test_stop_ends_the_run_from_another_thread(machine: Machine) -> None:

@@ -100,10 +100,18 @@ SUPPORTED = [
 
 
 def guest(
-    apic_id: int = 0, cpu_count: int = 1, tsc_deadline: bool = True
+    apic_id: int = 0,
+    cpu_count: int = 1,
+    tsc_deadline: bool = True,
+    supported: list[Leaf] | None = None,
+    emulated: bool = False,
 ) -> dict[tuple[int, int], Leaf]:
     leaves = cpuid.guest_leaves(
-        SUPPORTED, apic_id=apic_id, cpu_count=cpu_count, tsc_deadline=tsc_deadline
+        supported or SUPPORTED,
+        apic_id=apic_id,
+        cpu_count=cpu_count,
+        tsc_deadline=tsc_deadline,
+        emulated=emulated,
     )
     table = {(leaf.function, leaf.index): leaf for leaf in leaves}
     assert len(table) == len(leaves), "a leaf is answered twice"
@@ -129,6 +137,47 @@ def test_cpuid_tells_the_frequency_of_the_tsc_where_it_is_known() -> None:
     assert table[0x4000_0010][3:5] == (2_596_136, 1_000_000)
     assert table[0x4000_0000].eax == 0x4000_0010
     assert (0x4000_0010, 0) not in guest()
+
+
+_KVM_FEATURES = Leaf(0x4000_0001, 0, 0, 0x0100_7EFB | 1 << 16, 0, 0, 0)
+
+
+def test_cpuid_where_kernel_mode_is_emulated_has_nothing_that_leads_to_hypercalls() -> None:
+    table = guest(supported=[*SUPPORTED, _KVM_FEATURES], emulated=True)
+    # Documentation/virt/kvm/x86/cpuid.rst: left are NOP_IO_DELAY, MMU_OP, ASYNC_PF, STEAL_TIME,
+    # PV_EOI, PV_TLB_FLUSH, ASYNC_PF_VMEXIT, POLL_CONTROL and ASYNC_PF_INT.
+    kept = {1, 4, 5, 6, 9, 10, 12, 14}
+    assert {bit for bit in range(32) if table[0x4000_0001, 0].eax >> bit & 1} == kept
+
+
+def test_cpuid_where_kernel_mode_is_emulated_has_no_cmpxchg16b() -> None:
+    supported = [
+        leaf._replace(ecx=leaf.ecx | 1 << 13) if leaf.function == 1 else leaf for leaf in SUPPORTED
+    ]
+    assert guest(supported=supported, emulated=True)[0x1, 0].ecx >> 13 & 1 == 0
+
+
+def test_cpuid_where_hardware_runs_kernel_mode_is_not_less() -> None:
+    supported = [
+        *(
+            leaf._replace(ecx=leaf.ecx | 1 << 13) if leaf.function == 1 else leaf
+            for leaf in SUPPORTED
+        ),
+        _KVM_FEATURES,
+    ]
+    table = guest(supported=supported)
+    assert table[0x1, 0].ecx >> 13 & 1 == 1
+    assert table[0x4000_0001, 0] == _KVM_FEATURES
+
+
+@pytest.mark.parametrize(("function", "bit"), [(0x1, 5), (0x8000_0001, 2)])
+def test_cpuid_that_offers_vmx_or_svm_offers_virtualization(function: int, bit: int) -> None:
+    assert cpuid.offers_virtualization([Leaf(function, 0, 0, 0, 0, 1 << bit, 0)])
+
+
+@pytest.mark.parametrize(("function", "bit"), [(0x1, 2), (0x8000_0001, 5), (0x7, 5)])
+def test_cpuid_of_other_bits_offers_no_virtualization(function: int, bit: int) -> None:
+    assert not cpuid.offers_virtualization([Leaf(function, 0, 0, 0, 0, 1 << bit, 0)])
 
 
 def test_cpuid_has_no_monitor() -> None:

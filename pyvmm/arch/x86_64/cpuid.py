@@ -6,6 +6,10 @@ vCPU would claim the APIC id of whichever host CPU answered, and a package of th
 The guest's topology is one package of ``cpu_count`` cores with one thread each; the APIC id is
 the vCPU's number.
 
+Where KVM emulates the guest's kernel mode, for want of hardware, a hypercall may never return, so
+that nothing is offered that would lead a kernel to make one; nor CMPXCHG16B, which KVM's emulator
+does not know, and kernels can do without.
+
 Specification: SDM 2A CPUID; AMD APM 3 appendix E for the leaves from 0x8000_0000;
 Documentation/virt/kvm/x86/cpuid.rst for 0x4000_0000.
 """
@@ -16,15 +20,38 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 # Leaf 1
+ECX_VMX = 1 << 5
+ECX_CX16 = 1 << 13
 ECX_MONITOR = 1 << 3
 ECX_TSC_DEADLINE = 1 << 24
 ECX_HYPERVISOR = 1 << 31
 EDX_HTT = 1 << 28
 
 # Leaf 0x8000_0001
+ECX_SVM = 1 << 2
 ECX_CMP_LEGACY = 1 << 1
 ECX_PERF_CTR_EXT_CORE = 1 << 23
 ECX_PERF_CTR_EXT_NB = 1 << 24
+
+# Leaf 0x4000_0001: the bits of EAX that lead Linux to hypercalls (6.12, arch/x86/kernel/kvm.c).
+KVM_FEATURE_CLOCKSOURCE = 1 << 0
+KVM_FEATURE_CLOCKSOURCE2 = 1 << 3
+KVM_FEATURE_PV_UNHALT = 1 << 7  # KVM_HC_KICK_CPU
+KVM_FEATURE_PV_SEND_IPI = 1 << 11  # KVM_HC_SEND_IPI
+KVM_FEATURE_PV_SCHED_YIELD = 1 << 13  # KVM_HC_SCHED_YIELD
+KVM_FEATURE_HC_MAP_GPA_RANGE = 1 << 16  # KVM_HC_MAP_GPA_RANGE
+KVM_FEATURE_CLOCKSOURCE_STABLE = 1 << 24
+# kvmclock makes none itself; a kernel that uses it tries KVM_HC_CLOCK_PAIRING, without asking for a
+# feature (drivers/ptp/ptp_kvm_x86.c).
+_LEADS_TO_HYPERCALLS = (
+    KVM_FEATURE_CLOCKSOURCE
+    | KVM_FEATURE_CLOCKSOURCE2
+    | KVM_FEATURE_CLOCKSOURCE_STABLE
+    | KVM_FEATURE_PV_UNHALT
+    | KVM_FEATURE_PV_SEND_IPI
+    | KVM_FEATURE_PV_SCHED_YIELD
+    | KVM_FEATURE_HC_MAP_GPA_RANGE
+)
 
 # The flag of struct kvm_cpuid_entry2 for leaves whose answer depends on ECX.
 SIGNIFICANT_INDEX = 1 << 0
@@ -51,19 +78,36 @@ class Leaf(NamedTuple):
     edx: int
 
 
+# What KVM_GET_SUPPORTED_CPUID gives: the fields of a Leaf.
+_Entries = Iterable[tuple[int, int, int, int, int, int, int]]
+
+
+def offers_virtualization(supported: _Entries) -> bool:
+    """Whether guests could have guests of their own: then KVM has hardware under it.
+
+    The other way round it may still have: KVM's modules can be told not to offer it.
+    """
+    return any(
+        leaf.ecx & {0x0000_0001: ECX_VMX, 0x8000_0001: ECX_SVM}.get(leaf.function, 0)
+        for leaf in (Leaf(*entry) for entry in supported)
+    )
+
+
 def guest_leaves(
-    supported: Iterable[tuple[int, int, int, int, int, int, int]],
+    supported: _Entries,
     *,
     apic_id: int,
     cpu_count: int,
     tsc_deadline: bool,
     tsc_khz: int = 0,
+    emulated: bool = False,
 ) -> list[Leaf]:
     """The leaves for the vCPU ``apic_id`` of ``cpu_count``.
 
     ``supported`` is what KVM says the host supports, ``tsc_deadline`` whether KVM's LAPIC timer
     has that mode: it is a capability of its own, not part of the supported leaves. ``tsc_khz`` is
-    the frequency of the guest's TSC, 0 if KVM does not know it.
+    the frequency of the guest's TSC, 0 if KVM does not know it; ``emulated`` whether KVM emulates
+    the guest's kernel mode.
     """
     leaves = []
     for entry in supported:
@@ -71,6 +115,8 @@ def guest_leaves(
         match leaf.function:
             case 0x0000_0001:
                 leaf = _features(leaf, apic_id, cpu_count, tsc_deadline)
+                if emulated:
+                    leaf = leaf._replace(ecx=leaf.ecx & ~ECX_CX16)
             case 0x0000_0004 | 0x8000_001D:
                 leaf = _caches(leaf, cpu_count)
             case 0x0000_000A | 0x8000_0022:
@@ -80,6 +126,8 @@ def guest_leaves(
                 continue  # the host's topology; the guest's follows below
             case 0x4000_0000 if tsc_khz:
                 leaf = leaf._replace(eax=max(leaf.eax, _TIMING))
+            case 0x4000_0001 if emulated:
+                leaf = leaf._replace(eax=leaf.eax & ~_LEADS_TO_HYPERCALLS)
             case 0x8000_0001:
                 leaf = _extended_features(leaf, cpu_count)
             case 0x8000_0008:
