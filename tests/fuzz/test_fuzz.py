@@ -8,6 +8,7 @@ each run, as far as it gets.
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import os
 import re
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 from fuzz import faulty_targets
 from fuzz.campaign import fuzz_command, replay_command
 from fuzz.targets import TARGETS
+
+from pyvmm.units import PAGE_SIZE, MiB
 
 needs_atheris = pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None and os.environ.get("CI") != "true",
@@ -77,3 +80,12 @@ def test_found_input_is_run_again_by_its_file(tmp_path: Path) -> None:
     done = run(replay_command("raise_key_error", str(found), module=faulty_targets.__name__))
     assert done.returncode != 0
     assert "KeyError: 'B'" in done.stderr + done.stdout
+
+
+@needs_atheris
+def test_memory_of_the_caller_does_not_count(tmp_path: Path) -> None:
+    with mmap.mmap(-1, 300 * MiB) as held:
+        for start in range(0, len(held), PAGE_SIZE):
+            held[start] = 1
+        done = run(fuzz_command("cmdline", tmp_path, "-max_total_time=3", "-rss_limit_mb=200"))
+    assert done.returncode == 0, done.stderr[-5000:]
