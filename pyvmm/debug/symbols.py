@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 # How far behind the last symbol an address may be and still be called by it.
 _FARTHEST_BYTES = 0x10_0000
@@ -41,6 +41,9 @@ class SymbolTable:
 
     def __len__(self) -> int:
         return len(self._symbols)
+
+    def __iter__(self) -> Iterator[Symbol]:
+        return iter(self._symbols)
 
     def find(self, name: str) -> int | None:
         """The address of ``name``, or None."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from kvm_bindings import KvmError
 from pyvmm.debug.kallsyms import find_symbols
 from pyvmm.debug.registers import format_registers
-from pyvmm.errors import GuestMemoryError
+from pyvmm.debug.symbols import from_elf, from_system_map
+from pyvmm.errors import GuestMemoryError, ImageError
+from pyvmm.loader.files import read_regular
+from pyvmm.loader.image import ImageFormat
 from pyvmm.units import PAGE_SIZE, format_size
 
 if TYPE_CHECKING:
@@ -20,10 +24,26 @@ _FRAMES = 24
 
 
 def kernel_symbols(machine: Machine) -> SymbolTable | None:
-    """The symbols that the guest's kernel carries, read from its memory; None if it has none."""
+    """The symbols of the guest's kernel, or None if nothing tells them.
+
+    Its own kallsyms are right wherever it has moved itself to; a kernel without them may be a
+    vmlinux with symbols, or lie beside its System.map.
+    """
     kernel = machine.kernel
     image = machine.memory.read(kernel.start_gpa, kernel.end_gpa - kernel.start_gpa)
-    return find_symbols(image)
+    found = find_symbols(image)
+    if found is None:
+        path = machine.config.kernel
+        system_map = os.path.join(os.path.dirname(path), "System.map")
+        try:
+            if kernel.format is ImageFormat.ELF:
+                found = from_elf(memoryview(read_regular(path, "a vmlinux", ImageError)))
+            if not found and os.path.exists(system_map):
+                text = read_regular(system_map, "a System.map", ImageError)
+                found = from_system_map(text.decode("ascii", "replace"))
+        except ImageError:
+            return None
+    return found or None
 
 
 def describe_vcpus(machine: Machine) -> str:

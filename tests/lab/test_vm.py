@@ -8,9 +8,11 @@ import time
 
 import pytest
 
+from pyvmm.debug.symbols import Symbol
 from pyvmm.outcome import Outcome
 from pyvmm.testing import outcomes
 from pyvmm.testing.plugin import VmFactory
+from pyvmm.testing.report import kernel_symbols
 from pyvmm.testing.vm import Vm
 
 # Under TCG a guest's kernel finds CPUID's XSAVE leaves wrong, and says so (docs/lab.md).
@@ -110,6 +112,16 @@ def test_hang_is_a_hang(vm_factory: VmFactory) -> None:
 def test_kernel_that_does_not_exist_is_no_verdict(vm_factory: VmFactory) -> None:
     with pytest.raises(outcomes.VmmError, match="neither a file nor a kernel's name"):
         vm_factory(kernel="linux:huge")
+
+
+@pytest.mark.kernel("linux:tiny", "debian:6.12-cloud")
+def test_symbols_found_in_memory_are_the_kernels_own(vm: Vm) -> None:
+    lines = vm.run("grep ' [tT] ' /proc/kallsyms").check().output.splitlines()
+    told = {Symbol(int(line.split()[0], 16), line.split()[2]) for line in lines if "[" not in line}
+    assert len(told) > 5000
+    symbols = kernel_symbols(vm.machine)
+    assert symbols is not None
+    assert told - set(symbols) == set()
 
 
 @pytest.mark.kernel(cpus=[1, 2], mem="192M")
