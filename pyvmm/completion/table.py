@@ -104,6 +104,12 @@ def _x87(op: Operation) -> None:
         raise Fault(s.NM)
 
 
+def _x87_with_operand(op: Operation) -> None:
+    """A pending exception comes before a page fault of the operand."""
+    _x87(op)
+    x87.check_pending(op)
+
+
 def _mmx(op: Operation) -> None:
     if op.state.cr0 & s.CR0_EM:
         raise Fault.undefined_opcode()
@@ -303,7 +309,7 @@ def _build() -> dict[Mnemonic_, Entry]:
         M.WAIT: with_xstate(x87.fwait, _wait),
         M.FNCLEX: with_xstate(x87.fnclex, _x87),
         M.EMMS: with_xstate(x87.emms, _mmx),
-        M.FILD: with_xstate(x87.fild, _x87),
+        M.FILD: with_xstate(x87.fild, _x87_with_operand),
         M.XGETBV: with_xstate(xsave.xgetbv, _osxsave),
         M.XSETBV: with_xstate(xsave.xsetbv, _xsetbv),
     }

@@ -25,7 +25,7 @@ _INDEFINITE = 0xFFFF_C000_0000_0000_0000  # the default QNaN, SDM 1 table 4-3
 _ALL_EMPTY = 0  # the tag word as FXSAVE has it: one bit a register, 1 for valid
 
 
-def _check_pending(op: Operation) -> None:
+def check_pending(op: Operation) -> None:
     """#MF if an exception of an earlier instruction is still to be told."""
     if op.xstate.number(x.FSW, 2) & _ERROR_SUMMARY:
         if not op.state.cr0 & s.CR0_NE:
@@ -35,7 +35,7 @@ def _check_pending(op: Operation) -> None:
 
 def fwait(op: Operation) -> Operation:
     """Tell of a pending x87 exception."""
-    _check_pending(op)
+    check_pending(op)
     return op
 
 
@@ -47,7 +47,7 @@ def fnclex(op: Operation) -> Operation:
 
 def emms(op: Operation) -> Operation:
     """All x87 registers are empty, and TOP is 0 (SDM 3A table 13-2)."""
-    _check_pending(op)
+    check_pending(op)
     xstate = op.xstate
     if not xstate.in_use >> x.X87 & 1:
         return op
@@ -65,7 +65,6 @@ def emms(op: Operation) -> Operation:
 
 def fild(op: Operation) -> Operation:
     """Push a signed integer; exact, since the significand has 64 bits."""
-    _check_pending(op)
     xstate = op.xstate
     status, tags = xstate.number(x.FSW, 2), xstate.number(x.FTW, 1)
     top = (status >> _TOP_SHIFT) - 1 & 7
