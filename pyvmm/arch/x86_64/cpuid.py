@@ -34,20 +34,14 @@ ECX_PERF_CTR_EXT_CORE = 1 << 23
 ECX_PERF_CTR_EXT_NB = 1 << 24
 
 # Leaf 0x4000_0001: the bits of EAX that lead Linux to hypercalls (6.12, arch/x86/kernel/kvm.c).
-KVM_FEATURE_CLOCKSOURCE = 1 << 0
-KVM_FEATURE_CLOCKSOURCE2 = 1 << 3
 KVM_FEATURE_PV_UNHALT = 1 << 7  # KVM_HC_KICK_CPU
 KVM_FEATURE_PV_SEND_IPI = 1 << 11  # KVM_HC_SEND_IPI
 KVM_FEATURE_PV_SCHED_YIELD = 1 << 13  # KVM_HC_SCHED_YIELD
 KVM_FEATURE_HC_MAP_GPA_RANGE = 1 << 16  # KVM_HC_MAP_GPA_RANGE
-KVM_FEATURE_CLOCKSOURCE_STABLE = 1 << 24
-# kvmclock makes none itself; a kernel that uses it tries KVM_HC_CLOCK_PAIRING, without asking for a
-# feature (drivers/ptp/ptp_kvm_x86.c).
+# Not among them: kvmclock. The driver of KVM's PTP clock tries KVM_HC_CLOCK_PAIRING wherever
+# kvmclock is used; but without kvmclock an emulated kernel fails to measure its TSC.
 _LEADS_TO_HYPERCALLS = (
-    KVM_FEATURE_CLOCKSOURCE
-    | KVM_FEATURE_CLOCKSOURCE2
-    | KVM_FEATURE_CLOCKSOURCE_STABLE
-    | KVM_FEATURE_PV_UNHALT
+    KVM_FEATURE_PV_UNHALT
     | KVM_FEATURE_PV_SEND_IPI
     | KVM_FEATURE_PV_SCHED_YIELD
     | KVM_FEATURE_HC_MAP_GPA_RANGE
