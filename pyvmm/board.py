@@ -140,11 +140,12 @@ class Board:
     def _load(self) -> EntryState:
         """Put kernel, command line, initrd and the protocol's tables into guest memory."""
         with KernelImage.open(self.config.kernel) as image:
-            prepared = prepare(self.config, image, self.memory)
+            prepared = prepare(self.config, image, self.memory, emulated=self._emulated)
         self.kernel = prepared.kernel
         self.protocol = prepared.protocol
         self.entry_gpa = prepared.entry_gpa
         self.notes = prepared.notes
+        self.tuning = prepared.tuning
         self._placements = prepared.placements
         return prepared.plan.entry
 

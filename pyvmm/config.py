@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvmm.arch.x86_64 import layout
@@ -13,6 +14,17 @@ from pyvmm.units import PAGE_SIZE, GiB, MiB, align_down, format_size
 
 if TYPE_CHECKING:
     from pyvmm.loader.kaslr import Kaslr
+
+
+class Tune(Enum):
+    """For which hosts the kernel's command line is added to (tuning.py)."""
+
+    AUTO = "auto"
+    """For this one: where KVM emulates the guest's kernel mode, otherwise not at all."""
+    SOFTWARE = "software"
+    """For one where KVM emulates the guest's kernel mode."""
+    NONE = "none"
+
 
 DEFAULT_MEMORY_BYTES = 512 * MiB
 MAXIMUM_CPUS = 32
@@ -47,6 +59,7 @@ class MachineConfig(NamedTuple):
     kaslr: Kaslr | None = None
     """Where the kernel is to be moved to, anew at each reset; None: it stays where it was linked
     to. A bzImage that decompresses itself moves itself."""
+    tune: Tune = Tune.AUTO
 
     def check(self) -> None:
         """Raise ConfigError, saying what is wrong, if the values do not make a machine."""

@@ -15,9 +15,9 @@ from pyvmm import boot
 from pyvmm.arch.x86_64 import layout
 from pyvmm.boot.handover import Handover, Module
 from pyvmm.boot.memory_map import memory_map
-from pyvmm.config import DEFAULT_CMDLINE
+from pyvmm.config import DEFAULT_CMDLINE, Tune
 from pyvmm.errors import ConfigError, KernelImageError
-from pyvmm.loader.cmdline import place_cmdline
+from pyvmm.loader.cmdline import cmdline_limit, place_cmdline
 from pyvmm.loader.image import unwrapped
 from pyvmm.loader.initrd import initrd_size, place_initrd
 from pyvmm.loader.load import Placement, load_kernel
@@ -44,10 +44,16 @@ class Prepared(NamedTuple):
     placements: list[Placement]
     notes: list[str]
     """What the image was wrapped in, and what of it was used: for people who want to know."""
+    tuning: tuple[str, ...] = ()
+    """What was added to the command line because kernel mode is emulated."""
 
 
-def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> Prepared:
+def prepare(
+    config: MachineConfig, image: KernelImage, memory: GuestMemory, *, emulated: bool = False
+) -> Prepared:
     """Put kernel, command line, initrd and the protocol's tables into ``memory``.
+
+    ``emulated``: whether KVM emulates the guest's kernel mode.
 
     Raises KernelImageError, InitrdError or ConfigError if what the user gave cannot be booted as
     ``config`` has it, HostError if there is no memory to decompress it in.
@@ -68,6 +74,9 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
         protocol, entry_gpa = boot.choose(config.protocol, kernel)
     except KernelImageError as error:
         raise error.about(image.name) from error
+    tuning: tuple[str, ...] = ()
+    if config.tune is Tune.SOFTWARE or (config.tune is Tune.AUTO and emulated):
+        text, tuning = _tune(text, image, kernel, memory)
     if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front
         text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
     cmdline = place_cmdline(text, memory, kernel)
@@ -88,7 +97,7 @@ def prepare(config: MachineConfig, image: KernelImage, memory: GuestMemory) -> P
     for blob in plan.blobs:
         blob.write_to(memory)
         placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
-    return Prepared(kernel, protocol, entry_gpa, plan, placements, _notes(config, image))
+    return Prepared(kernel, protocol, entry_gpa, plan, placements, _notes(config, image), tuning)
 
 
 def _choose_cmdline(config: MachineConfig, image: KernelImage) -> str:
@@ -98,6 +107,19 @@ def _choose_cmdline(config: MachineConfig, image: KernelImage) -> str:
     if image.cmdline is not None:
         return image.cmdline.decode("utf-8", "surrogateescape")
     return DEFAULT_CMDLINE
+
+
+def _tune(
+    text: str, image: KernelImage, kernel: LoadedKernel, memory: GuestMemory
+) -> tuple[str, tuple[str, ...]]:
+    """The command line, and what of it was added for an emulated kernel mode."""
+    from pyvmm.loader.linux_version import linux_version
+    from pyvmm.tuning import tune_for_emulation
+
+    version = linux_version(image.data, kernel, memory)
+    if version is None:
+        return text, ()
+    return tune_for_emulation(text, version, cmdline_limit(kernel) + 1)
 
 
 def _notes(config: MachineConfig, image: KernelImage) -> list[str]:

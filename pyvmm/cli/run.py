@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.cli.boot_options import add_boot_options, boot_config
 from pyvmm.cli.messages import tell
+from pyvmm.config import Tune
 from pyvmm.errors import ConfigError
 from pyvmm.machine import Machine
 from pyvmm.memory import Backing, HugePages
@@ -69,6 +70,13 @@ def add_machine_options(parser: ArgumentParser, default_timeout_s: float | None 
         "default: the embedded one",
     )
     add_boot_options(parser)
+    add(
+        "--tune",
+        choices=[tune.value for tune in Tune],
+        default=Tune.AUTO.value,
+        help="add to the kernel's command line what helps on a software KVM (auto: where it is "
+        "one), or nothing",
+    )
     add("--cpus", metavar="N", type=_whole_number, default=1, help="processors (default: 1)")
     add(
         "--timeout",
@@ -112,6 +120,7 @@ def run(args: Namespace) -> int:
         outputs = [backend.write if backend else None for backend in backends]
         with Machine(config, outputs[0] or _nowhere, outputs[1:]) as machine:
             _tell_notes(backends)
+            tell_tuning(machine)
             if args.verbose:
                 _describe(machine)
             with ended_by_signals(machine, backends):
@@ -171,6 +180,7 @@ def machine_config(args: Namespace) -> MachineConfig:
         cpus=args.cpus,
         backing=Backing(args.backing),
         huge_pages=HugePages(args.huge_pages),
+        tune=Tune(args.tune),
     )
 
 
@@ -231,6 +241,13 @@ def ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None])
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def tell_tuning(machine: Machine) -> None:
+    """Say what was added to the command line, if anything was."""
+    if added := machine.board.tuning:
+        why = "" if machine.config.tune is Tune.SOFTWARE else "KVM has no hardware under it here; "
+        tell(f"pyvmm: {why}added to the command line (--tune none adds nothing): {' '.join(added)}")
 
 
 def _describe(machine: Machine) -> None:

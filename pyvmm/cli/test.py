@@ -84,6 +84,7 @@ def run(args: Namespace) -> int:
             )
             writer = ConsoleWriter(1)
             with Machine(config, writer.write) as machine, cli_run.ended_by_signals(machine, []):
+                cli_run.tell_tuning(machine)
                 result = machine.run(timeout_s=args.timeout)
                 writer.close(_FLUSH_PATIENCE_S)
         except (ConfigError, KernelImageError):

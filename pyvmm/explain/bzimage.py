@@ -35,6 +35,7 @@ from pyvmm.loader.bzimage import (
     PARAGRAPH_BYTES,
     SECTOR_BYTES,
 )
+from pyvmm.loader.linux_version import version_text
 from pyvmm.loader.load import Placement
 from pyvmm.units import align_down
 
@@ -299,11 +300,7 @@ def _header_fields(data: memoryview) -> tuple[Field, ...]:
 
 
 def _string_at(data: memoryview, kernel_version: int) -> str:
-    if not kernel_version:
-        return ""
-    start = kernel_version + 0x200
-    raw = bytes(data[start : start + SECTOR_BYTES]).split(b"\0")[0]
-    return printable(raw.decode("utf-8", "backslashreplace"))
+    return printable(version_text(data, kernel_version).decode("utf-8", "backslashreplace"))
 
 
 _COLUMNS = (

@@ -16,11 +16,9 @@ from collections.abc import Iterator
 
 from pyvmm.explain.fields import human_size
 from pyvmm.explain.model import Field, Section, printable
+from pyvmm.loader.linux_version import BANNER
 from pyvmm.units import MiB
 
-# The build number tells it from the template of /proc/version, and from the banner that a weak
-# symbol had before the last step of the build.
-_BANNER = re.compile(rb"Linux version [0-9][ -~]{1,1000} #[0-9][ -~]{0,500}\n")
 _CONFIG_START = re.compile(rb"IKCFG_ST(?=\x1f\x8b)")
 _CONFIG_MAX_BYTES = 4 * MiB
 _CONFIG_MAX_COMPRESSED_BYTES = 1 * MiB
@@ -46,7 +44,7 @@ _OPTIONS = (
 
 def version_string(data: memoryview) -> str:
     """The kernel's banner without its line end; empty if it has none."""
-    match = _BANNER.search(data)
+    match = BANNER.search(data)
     return printable(match[0].decode("ascii").rstrip("\n")) if match else ""
 
 

@@ -48,9 +48,7 @@ def place_cmdline(cmdline: str | bytes, memory: GuestMemory, kernel: LoadedKerne
             "remove it",
             "cmdline-nul",
         )
-    header = kernel.setup_header
-    stated_bytes = header.cmdline_size if header else COMMAND_LINE_SIZE - 1
-    limit_bytes = min(stated_bytes, layout.CMDLINE_MAX_BYTES - 1)
+    limit_bytes = cmdline_limit(kernel)
     if len(encoded) > limit_bytes:
         raise CmdlineError(
             f"the command line has {len(encoded)} bytes; this kernel takes at most {limit_bytes}; "
@@ -59,3 +57,10 @@ def place_cmdline(cmdline: str | bytes, memory: GuestMemory, kernel: LoadedKerne
         )
     memory.write(layout.CMDLINE_GPA, encoded + b"\x00")
     return Placement("command line", layout.CMDLINE_GPA, len(encoded) + 1)
+
+
+def cmdline_limit(kernel: LoadedKernel) -> int:
+    """How many bytes of command line ``kernel`` takes, without the NUL."""
+    header = kernel.setup_header
+    stated_bytes = header.cmdline_size if header else COMMAND_LINE_SIZE - 1
+    return min(stated_bytes, layout.CMDLINE_MAX_BYTES - 1)

@@ -296,6 +296,28 @@ def test_instructions_that_kvm_cannot_emulate_are_executed_and_counted(guests: P
     assert told is kvm_is_software()
 
 
+@pytest.mark.parametrize(
+    ("tune", "is_told"), [("software", True), ("none", False), ("auto", kvm_is_software())]
+)
+def test_what_is_added_to_the_command_line_is_told(
+    tune: str, is_told: bool, tmp_path: Path
+) -> None:
+    linux = elf.vmlinux(b"\xf4" * 0x200 + b"Linux version 6.1.2 (a) (b) #1 SMP\n")
+    (tmp_path / "vmlinux").write_bytes(linux)
+    result = pyvmm(
+        *("run", "--kernel", tmp_path / "vmlinux", "--mem", "16M"),
+        *("--tune", tune, "--cmdline", "rodata=on", "--timeout", "20"),
+    )
+    assert result.returncode == 4
+    found = re.search(
+        r"^pyvmm: .*added to the command line \(--tune none adds nothing\): (clearcpuid=.*)$",
+        result.stderr.decode(),
+        re.MULTILINE,
+    )
+    assert bool(found) is is_told
+    assert found is None or "rodata=" not in found[1]
+
+
 # Signals.
 
 

@@ -24,6 +24,7 @@ FIELDS = {
     "jump": (0x200, 2),
     "header": (0x202, 4),
     "version": (0x206, 2),
+    "kernel_version": (0x20E, 2),
     "loadflags": (0x211, 1),
     "code32_start": (0x214, 4),
     "initrd_addr_max": (0x22C, 4),
