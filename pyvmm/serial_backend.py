@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # How long a reader may take for the last bytes once the guest has ended.
 _FLUSH_PATIENCE_S = 2.0
+# How long one may take until a message of ours goes to the same terminal.
+_MESSAGE_PATIENCE_S = 0.2
 
 
 class SerialBackend(Protocol):
@@ -67,6 +69,10 @@ class Stdio:
             0, port, on_leave=self._on_leave, notice=self._writer.write, terminal=self._terminal
         )
         self._reader.start()
+
+    def flush(self) -> None:
+        """Wait a moment for what was sent to be out, so that a message stands behind it."""
+        self._writer.flush(_MESSAGE_PATIENCE_S)
 
     def foreground(self) -> None:
         """The process goes on after a stop: the shell has left the terminal in modes of its own."""

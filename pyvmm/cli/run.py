@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -14,11 +15,11 @@ from pyvmm.machine import Machine
 from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
 from pyvmm.serial_backend import File, SerialBackend, Stdio, open_backend
-from pyvmm.terminal import guard_standard_fds
+from pyvmm.terminal import ConsoleWriter, guard_standard_fds
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from pyvmm.config import MachineConfig
@@ -57,7 +58,9 @@ def configure(parser: ArgumentParser) -> None:
     )
     add("--no-reboot", action="store_true", help="end the run when the guest resets itself")
     add("-v", "--verbose", action="store_true",
-        help="tell what was placed where, and how the guest is entered")  # fmt: skip
+        help="tell what was placed where, how the guest is entered, and how far it is")  # fmt: skip
+    add("--timestamps", action="store_true",
+        help="put the seconds since the start before each line of ttyS0")  # fmt: skip
 
 
 def add_machine_options(parser: ArgumentParser, default_timeout_s: float | None = None) -> None:
@@ -107,6 +110,11 @@ def run(args: Namespace) -> int:
     config.check()  # a mistake is told before anything is fetched
     config = config._replace(kernel=kernel_path(args.kernel))
     if args.command is not None:
+        if args.timestamps:
+            raise ConfigError(
+                "--timestamps was given, and a command for the guest, whose console is not shown; "
+                "leave out one"
+            )
         from pyvmm.cli.guest_command import run_command
 
         return run_command(config, args.command, args.timeout, args.verbose)
@@ -118,7 +126,11 @@ def run(args: Namespace) -> int:
                 backends_open.callback(backend.close)
             backends.append(backend)
         outputs = [backend.write if backend else None for backend in backends]
-        with Machine(config, outputs[0] or _nowhere, outputs[1:]) as machine:
+        console: Callable[[bytes], object] = outputs[0] or _nowhere
+        if args.timestamps or args.verbose:
+            flush = backends[0].flush if isinstance(backends[0], Stdio) else _nothing
+            console = _with_progress(console, flush, args, backends_open, lambda: machine.exits)
+        with Machine(config, console, outputs[1:]) as machine:
             _tell_notes(backends)
             tell_tuning(machine)
             if args.verbose:
@@ -144,6 +156,36 @@ def run(args: Namespace) -> int:
     return result.exit_status
 
 
+def _with_progress(
+    console: Callable[[bytes], object],
+    flush: Callable[[], object],
+    args: Namespace,
+    stack: ExitStack,
+    exits: Callable[[], int],
+) -> Callable[[bytes], object]:
+    """``console`` behind what --timestamps and -v ask for."""
+    import time
+
+    from pyvmm.cli.progress import Milestones, Timestamps
+
+    start = time.monotonic()
+    if args.timestamps:
+        console = Timestamps(console, start).write
+    if args.verbose:
+        # Not by tell(): that a reader of ours stands still must not stop a vCPU.
+        writer = ConsoleWriter(2)
+        stack.callback(writer.close, _FLUSH_PATIENCE_S)
+        line_end = "\r\n" if os.isatty(2) else "\n"  # the terminal is raw meanwhile
+
+        def tell_milestone(text: str) -> None:
+            flush()
+            writer.write((text + line_end).encode())
+
+        console = Milestones(console, tell_milestone, exits, start).write
+    return console
+
+
+_FLUSH_PATIENCE_S = 2.0
 _SERIAL_PORTS_MAX = 4
 _LEFT = RunResult(Outcome.STOPPED, "ended from the terminal")
 
@@ -163,6 +205,10 @@ def _serial_ports(given: list[str] | None) -> list[str]:
 
 def _nowhere(data: bytes) -> None:
     """Where the console goes that was not asked for."""
+
+
+def _nothing() -> None:
+    """What there is to flush where there is no console of ours."""
 
 
 def _tell_notes(backends: Sequence[SerialBackend | None]) -> None:

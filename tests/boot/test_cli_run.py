@@ -296,11 +296,9 @@ def test_instructions_that_kvm_cannot_emulate_are_executed_and_counted(guests: P
     assert told is kvm_is_software()
 
 
-@pytest.mark.parametrize(
-    ("tune", "is_told"), [("software", True), ("none", False), ("auto", kvm_is_software())]
-)
+@pytest.mark.parametrize(("tune", "is_told"), [("software", True), ("none", False), ("auto", None)])
 def test_what_is_added_to_the_command_line_is_told(
-    tune: str, is_told: bool, tmp_path: Path
+    tune: str, is_told: bool | None, tmp_path: Path
 ) -> None:
     linux = elf.vmlinux(b"\xf4" * 0x200 + b"Linux version 6.1.2 (a) (b) #1 SMP\n")
     (tmp_path / "vmlinux").write_bytes(linux)
@@ -314,8 +312,31 @@ def test_what_is_added_to_the_command_line_is_told(
         result.stderr.decode(),
         re.MULTILINE,
     )
-    assert bool(found) is is_told
+    assert bool(found) is (kvm_is_software() if is_told is None else is_told)
     assert found is None or "rodata=" not in found[1]
+
+
+def test_timestamps_stand_before_each_line_of_the_console() -> None:
+    result = pyvmm("run", "--mem", "16M", "--timeout", "20", "--timestamps", typed=b"poweroff\n")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    stamps = [re.match(rb" *([0-9]+\.[0-9]{3}) \| ", line) for line in lines]
+    assert len(stamps) > 3
+    assert all(stamps)
+    times = [float(stamp[1]) for stamp in stamps if stamp]
+    assert times == sorted(times)
+    assert 0 < times[0] < 20
+
+
+def test_milestones_of_the_boot_are_told_with_v() -> None:
+    typed = b"echo Run /init as init process\npoweroff\n"
+    result = pyvmm("run", "--mem", "16M", "--timeout", "20", "-v", typed=typed)
+    assert re.search(
+        rb"^pyvmm: [0-9]+\.[0-9] s, [1-9][0-9]* exits: Run /init as init process$",
+        result.stderr,
+        re.MULTILINE,
+    )
+    assert b"pyvmm: " not in result.stdout
 
 
 # Signals.
