@@ -51,7 +51,7 @@ def test_debian_kernel_prints_its_banner(
 def test_debian_kernel_goes_on_where_kvm_cannot(
     series: str, form: str, protocol: str, vmlinux: Path
 ) -> None:
-    """Past CMPXCHG16B in the slab allocator, the first that a software KVM does not know."""
+    """To the slab allocator: past the first instructions that a software KVM does not know."""
     kernel = debian_vmlinuz(series) if form == "bzImage" else str(vmlinux / series)
     arguments = ["--kernel", kernel, "--protocol", protocol, *ARGUMENTS]
     with running("run", *arguments) as guest:

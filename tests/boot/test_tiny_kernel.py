@@ -21,8 +21,8 @@ LIMIT_S = 300.0
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(LIMIT_S + 20)]
 
-# ERMS and FSRM would have the kernel move memory byte by byte, which the emulator does slowly.
-CMDLINE = "console=ttyS0 quiet panic=-1 clearcpuid=erms,fsrm reboot=k -- exit 42"
+# Where kernel mode is emulated it is added to (pyvmm/tuning.py).
+CMDLINE = "console=ttyS0 quiet panic=-1 reboot=k -- exit 42"
 
 
 def test_tiny_kernel_reaches_user_space_and_its_init_ends_the_run(tmp_path: Path) -> None:
