@@ -82,8 +82,8 @@ def offers_virtualization(supported: _Entries) -> bool:
     The other way round it may still have: KVM's modules can be told not to offer it.
     """
     return any(
-        leaf.ecx & {0x0000_0001: ECX_VMX, 0x8000_0001: ECX_SVM}.get(leaf.function, 0)
-        for leaf in (Leaf(*entry) for entry in supported)
+        (function == 0x0000_0001 and ecx & ECX_VMX) or (function == 0x8000_0001 and ecx & ECX_SVM)
+        for function, _, _, _, _, ecx, _ in supported
     )
 
 
