@@ -75,6 +75,6 @@ def test_uki_of_a_stock_kernel_made_with_systemds_stub_prints_its_banner(tmp_pat
     cmdline = "earlyprintk=ttyS0 console=ttyS0 from=uki"
     initrd = make_initramfs(tmp_path, None)
     path = make_systemd_uki(tmp_path, debian_vmlinuz("6.1"), initrd, cmdline)
-    with running("run", "--kernel", path, "--mem", "96M") as guest:
+    with running("run", "--kernel", path, "--mem", "96M", "--tune", "none") as guest:
         guest.wait_for(b"] RAMDISK: [mem ", LIMIT_S)
     assert f"\r\n[    0.000000] Command line: {cmdline}\r\n" in guest.output.decode()
