@@ -65,7 +65,7 @@ def parse_ktap(text: str) -> list[KtapResult]:
         indent = len(line) - len(line.lstrip())
         if _VERSION.fullmatch(content):
             if not levels or indent <= levels[0].indent:
-                _finish(levels, 0, done)
+                _finish(levels, done)
             levels.append(_Level(indent, None, [], []))
             diagnostics = []
         elif not levels:
@@ -81,7 +81,7 @@ def parse_ktap(text: str) -> list[KtapResult]:
             diagnostics = []
         else:
             diagnostics.append(content.removeprefix("#").strip())
-    _finish(levels, 0, done)
+    _finish(levels, done)
     return done
 
 
@@ -116,9 +116,9 @@ def _close(level: _Level) -> list[KtapResult]:
     return [*level.results, *missing]
 
 
-def _finish(levels: list[_Level], down_to: int, done: list[KtapResult]) -> None:
+def _finish(levels: list[_Level], done: list[KtapResult]) -> None:
     """The text is over, or a new report begins: whatever is open is closed."""
-    while len(levels) > down_to + 1:
+    while len(levels) > 1:
         parts = _close(levels.pop())
         levels[-1].results.extend(parts)
     if levels:

@@ -57,7 +57,6 @@ def find_problems(console: str) -> list[Problem]:
     it they belong to it. So does the panic that it may end in.
     """
     found: list[Problem] = []
-    lines = 0
     last_end = 0
     for match in _ANY.finditer(console):
         index = next(number for number, text in enumerate(match.groups()) if text is not None)

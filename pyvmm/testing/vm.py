@@ -17,7 +17,6 @@ import re
 import shlex
 import time
 from contextlib import ExitStack
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import pexpect
@@ -103,6 +102,7 @@ class Vm:
         self._seen: tuple[int, ...] = ()
         self._looked_at = 0.0
         self._output_bytes = 0
+        self._waiting_for = "its output"
         self._result: RunResult | None = None
         self._allowed: list[type[outcomes.KernelProblem] | str] = []
 
@@ -271,10 +271,6 @@ class Vm:
         parts += ["", describe_vcpus(self.machine), "", describe_machine(self.machine)]
         parts += ["", "to boot it again:", f"  {self.spec.command()}"]
         return "\n".join(parts)
-
-    @cached_property
-    def _waiting_for(self) -> str:
-        return "its output"
 
     def _read_for_expect(self, timeout_s: float | None) -> bytes:
         """For pexpect: bytes, or none after ``timeout_s``, or at the end."""
