@@ -53,8 +53,15 @@ if TYPE_CHECKING:
     from pyvmm.arch.x86_64.registers import EntryState
     from pyvmm.completion.completer import Completer
     from pyvmm.config import MachineConfig
+    from pyvmm.devices.pit import Pit
 
     Output = Callable[[bytes], object]
+
+
+# How far apart the ticks of a PIT of ours are, at least (devices/pit.py): while Linux boots nobody
+# waits for them; afterwards they share the processor out, and end sleeps.
+_TICK_FLOOR_OF_BOOT_NS = 100_000_000
+_TICK_FLOOR_NS = 20_000_000
 
 
 class GsiLine:
@@ -105,7 +112,7 @@ class Board:
             entry = self._load()
             self.vm = stack.enter_context(self.kvm.create_vm())
             self._set_up_vm()
-            self._add_devices()
+            self._add_devices(stack)
             self._add_vcpus(stack, entry)
             self._write_tables()
             self._stack = stack.pop_all()
@@ -145,7 +152,10 @@ class Board:
         self.protocol = prepared.protocol
         self.entry_gpa = prepared.entry_gpa
         self.notes = prepared.notes
-        self.tuning = prepared.tuning
+        self.tuning = prepared.tuning or ()
+        # With one processor only: more of them have their local APICs' timers for ticks.
+        has_dear_ticks = self._emulated and self.config.cpus == 1
+        self._makes_ticks = has_dear_ticks and prepared.tuning is not None
         self._placements = prepared.placements
         return prepared.plan.entry
 
@@ -164,13 +174,18 @@ class Board:
         self.vm.set_tss_addr(layout.TSS_GPA)
         self.vm.set_identity_map_addr(layout.IDENTITY_MAP_GPA)
         self.vm.create_irqchip()
-        # A kernel that calibrates its TSC polls port 0x61; KVM answers there if it is told so.
-        self.vm.create_pit2(constants.KVM_PIT_SPEAKER_DUMMY)
+        if not self._makes_ticks:
+            # A kernel that calibrates its TSC polls port 0x61; KVM answers there if told so.
+            self.vm.create_pit2(constants.KVM_PIT_SPEAKER_DUMMY)
 
     def _add_vcpus(self, stack: ExitStack, entry: EntryState) -> None:
         """The processors: the first starts at ``entry``, the others when it sends them a SIPI."""
         cpuid_source = CpuidSource(
-            self.kvm, self._supported_cpuid, self.config.cpus, self._emulated
+            self.kvm,
+            self._supported_cpuid,
+            self.config.cpus,
+            emulated=self._emulated,
+            offers_tsc_deadline=not self._makes_ticks,
         )
         device_lock = Lock() if self.config.cpus > 1 else None
         self.loops: list[VcpuLoop] = []
@@ -199,8 +214,15 @@ class Board:
         from pyvmm.probe import syscall_enters_the_kernel
 
         xsave_bytes = self.vm.check_extension(constants.KVM_CAP_XSAVE2)
-        cure = None if syscall_enters_the_kernel(self.kvm) else SyscallCure(vcpu)
+        cure = None
+        if not syscall_enters_the_kernel(self.kvm):
+            cure = SyscallCure(vcpu, on_first=self._user_space_runs)
         return Completer(vcpu, self.memory, xsave_bytes, cure)
+
+    def _user_space_runs(self) -> None:
+        """The kernel has booted; the programs that it runs want their turns, and to sleep."""
+        if self._pit is not None:
+            self._pit.floor_ns = _TICK_FLOOR_NS
 
     def _name_of(self, gva: int) -> str | None:
         """Which function of the kernel's ``gva`` is in, by the symbols that it carries."""
@@ -237,7 +259,7 @@ class Board:
         )
         self._write(Blob("MP table", layout.MPTABLE_GPA, table))
 
-    def _add_devices(self) -> None:
+    def _add_devices(self, stack: ExitStack) -> None:
         """The devices of this machine, each at its ports."""
         self.mmio = MmioBus()
         self.ports = PortBus()
@@ -253,8 +275,18 @@ class Board:
                 if can_coalesce:
                     self.vm.register_coalesced_zone(base, 1, pio=True)
             self.serials.append(serial)
+        self._pit: Pit | None = None
+        if self._makes_ticks:
+            from pyvmm.devices.pit import Pit, PortB
+
+            self._pit = Pit(GsiLine(self.vm, ports.PIT_IRQ), _TICK_FLOOR_OF_BOOT_NS)
+            stack.callback(self._pit.close)
+            add(ports.PIT_BASE, ports.PIT_PORTS, self._pit, "PIT")
+            add(ports.PORT_B, 1, PortB(self._pit), "port B")
         keyboard_line = GsiLine(self.vm, ports.I8042_KBD_IRQ)
-        add(ports.I8042_BASE, ports.I8042_PORTS, I8042(keyboard_line, _end_by_reset), "i8042")
+        i8042 = I8042(keyboard_line, _end_by_reset)
+        for offset in (ports.I8042_DATA_OFFSET, ports.I8042_COMMAND_OFFSET):
+            add(ports.I8042_BASE + offset, 1, i8042, "i8042", first_offset=offset)
         add(ports.RTC_BASE, ports.RTC_PORTS, self._rtc(), "RTC")
         add(ports.POST_CODE_PORT, 1, ScratchPort(), "POST code")
         add(ports.IO_DELAY_PORT, 1, ScratchPort(), "I/O delay")

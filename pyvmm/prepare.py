@@ -44,8 +44,9 @@ class Prepared(NamedTuple):
     placements: list[Placement]
     notes: list[str]
     """What the image was wrapped in, and what of it was used: for people who want to know."""
-    tuning: tuple[str, ...] = ()
-    """What was added to the command line because kernel mode is emulated."""
+    tuning: tuple[str, ...] | None = None
+    """What was added to the command line because kernel mode is emulated. None: this is no Linux
+    that would know it, or it was not to be told."""
 
 
 def prepare(
@@ -74,9 +75,9 @@ def prepare(
         protocol, entry_gpa = boot.choose(config.protocol, kernel)
     except KernelImageError as error:
         raise error.about(image.name) from error
-    tuning: tuple[str, ...] = ()
+    tuning: tuple[str, ...] | None = None
     if config.tune is Tune.SOFTWARE or (config.tune is Tune.AUTO and emulated):
-        text, tuning = _tune(text, image, kernel, memory)
+        text, tuning = _tune(text, image, kernel, memory, config.cpus)
     if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front
         text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
     cmdline = place_cmdline(text, memory, kernel)
@@ -110,16 +111,16 @@ def _choose_cmdline(config: MachineConfig, image: KernelImage) -> str:
 
 
 def _tune(
-    text: str, image: KernelImage, kernel: LoadedKernel, memory: GuestMemory
-) -> tuple[str, tuple[str, ...]]:
+    text: str, image: KernelImage, kernel: LoadedKernel, memory: GuestMemory, cpu_count: int
+) -> tuple[str, tuple[str, ...] | None]:
     """The command line, and what of it was added for an emulated kernel mode."""
     from pyvmm.loader.linux_version import linux_version
     from pyvmm.tuning import tune_for_emulation
 
     version = linux_version(image.data, kernel, memory)
     if version is None:
-        return text, ()
-    return tune_for_emulation(text, version, cmdline_limit(kernel) + 1)
+        return text, None
+    return tune_for_emulation(text, version, cmdline_limit(kernel) + 1, cpu_count)
 
 
 def _notes(config: MachineConfig, image: KernelImage) -> list[str]:

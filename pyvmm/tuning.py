@@ -71,6 +71,8 @@ _INITCALLS = (
     "bpf_mptcp_kfunc_init",
 )
 
+_TIMERS = ("noapictimer", "nolapic", "lapic", "lapic_timer_c2_ok", "apicpmtimer")
+
 _MITIGATIONS = (
     *("pti", "nopti", "nospectre_v1", "nospectre_v2", "spectre_v2", "spectre_v2_user"),
     *("spec_store_bypass_disable", "nospec_store_bypass_disable", "l1tf", "mds"),
@@ -89,8 +91,10 @@ class _Parameter(NamedTuple):
     """Whether a second one on the line takes nothing away from the first."""
 
 
-def tune_for_emulation(line: str, version: Version, capacity_bytes: int) -> Tuned:
-    """``line`` with what a Linux of ``version`` is to be told besides.
+def tune_for_emulation(
+    line: str, version: Version, capacity_bytes: int, cpu_count: int = 1
+) -> Tuned:
+    """``line`` with what a Linux of ``version`` on ``cpu_count`` processors is to be told besides.
 
     ``capacity_bytes`` is what the kernel takes, the NUL included. A line that does not fit, or is
     none by the kernel's own rules, stays as it is.
@@ -101,7 +105,7 @@ def tune_for_emulation(line: str, version: Version, capacity_bytes: int) -> Tune
         return Tuned(line)
     given = {_comparable(parameter.name) for parameter in cmdline.parameters}
     added = []
-    for name, value, unless, adds_up in _parameters_for(version):
+    for name, value, unless, adds_up in _parameters_for(version, cpu_count):
         if not adds_up and given.intersection(map(_comparable, (name, *unless))):
             continue
         text = name if value is None else f"{name}={value}"
@@ -118,13 +122,17 @@ def _comparable(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _parameters_for(version: Version) -> list[_Parameter]:
+def _parameters_for(version: Version, cpu_count: int) -> list[_Parameter]:
     """What helps most comes first, in case that there is not room for all."""
     parameters = []
     if version >= _SEVERAL_FEATURES_SINCE:
         by_name = version >= _FEATURE_NAMES_SINCE
         features = (name if by_name else str(number) for name, number in _FEATURES.items())
         parameters.append(_Parameter("clearcpuid", ",".join(features)))
+    if cpu_count == 1:
+        # The ticks are to come from the PIT, where the board can make them fewer. More processors
+        # than one cannot do with its alone.
+        parameters.append(_Parameter("nolapic_timer", None, unless=_TIMERS))
     return [
         *parameters,
         # init/main.c keeps a list.

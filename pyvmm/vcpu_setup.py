@@ -27,14 +27,24 @@ class CpuidSource:
     """What this host can give a guest, asked once for all vCPUs.
 
     ``supported`` is what KVM_GET_SUPPORTED_CPUID says; ``emulated``: see ``cpuid.guest_leaves``.
+    Linux leaves the PIT alone if its local APICs have the mode ``offers_tsc_deadline`` is about
+    (6.12, arch/x86/kernel/apic/apic.c, apic_needs_pit), even if it is told not to use those.
     """
 
     def __init__(
-        self, kvm: Kvm, supported: list[CpuidEntry], cpu_count: int, emulated: bool
+        self,
+        kvm: Kvm,
+        supported: list[CpuidEntry],
+        cpu_count: int,
+        *,
+        emulated: bool,
+        offers_tsc_deadline: bool,
     ) -> None:
         self._supported = supported
         self._emulated = emulated
-        self._tsc_deadline = bool(kvm.check_extension(constants.KVM_CAP_TSC_DEADLINE_TIMER))
+        self._tsc_deadline = offers_tsc_deadline and bool(
+            kvm.check_extension(constants.KVM_CAP_TSC_DEADLINE_TIMER)
+        )
         self._knows_tsc = bool(kvm.check_extension(constants.KVM_CAP_GET_TSC_KHZ))
         self._cpu_count = cpu_count
 

@@ -58,10 +58,12 @@ class VcpuPort(Protocol):
 
 
 class SyscallCure:
-    """Mends the system calls of one vCPU."""
+    """Mends the system calls of one vCPU. ``on_first`` is called at the first: user space runs."""
 
-    def __init__(self, vcpu: VcpuPort) -> None:
+    def __init__(self, vcpu: VcpuPort, on_first: Callable[[], object] = lambda: None) -> None:
         self._vcpu = vcpu
+        self._on_first = on_first
+        self._has_mended = False
         self._handler_gva = 0
         """Where the breakpoint is; 0 as long as it is not armed."""
 
@@ -99,6 +101,9 @@ class SyscallCure:
         self._vcpu.set_sregs(sregs)
         regs.rip, regs.rsp, regs.rflags = rip, rsp, rflags & ~s.RF
         self._vcpu.set_regs(regs)
+        if not self._has_mended:
+            self._has_mended = True
+            self._on_first()
         return True
 
 

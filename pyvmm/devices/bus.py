@@ -179,12 +179,21 @@ class PortBus(_Bus):
         super().__init__(log)
         self._ports: dict[int, _Port] = {}
 
-    def add(self, base: int, size: int, device: Device, name: str) -> None:
+    def add(
+        self, base: int, size: int, device: Device, name: str, *, first_offset: int = 0
+    ) -> None:
+        """As for any bus; to the device the first of these ports is ``first_offset``."""
         super().add(base, size, device, name)
         write_string = getattr(device, "write_string", None)
         for offset in range(size):
             widest = _power_of_two_within(min(self._access_bytes(device), size - offset))
-            self._ports[base + offset] = (device.read, device.write, offset, widest, write_string)
+            self._ports[base + offset] = (
+                device.read,
+                device.write,
+                first_offset + offset,
+                widest,
+                write_string,
+            )
 
     def read(self, port: int, size: int) -> int:
         """What an ``in`` of ``size`` bytes from ``port`` gives."""

@@ -1,9 +1,9 @@
 """The guest's I/O ports and interrupt lines: the one place where their numbers are written down.
 
 0x0020 .. 0x0021   PIC, first                 in the kernel (KVM_CREATE_IRQCHIP)
-0x0040 .. 0x0043   PIT                        in the kernel (KVM_CREATE_PIT2)
+0x0040 .. 0x0043   PIT                        in the kernel (KVM_CREATE_PIT2), or pyvmm.devices.pit
 0x0060             i8042 data                 pyvmm.devices.i8042
-0x0061             system control port B      in the kernel (KVM_PIT_SPEAKER_DUMMY)
+0x0061             system control port B      with the PIT (KVM_PIT_SPEAKER_DUMMY)
 0x0064             i8042 status, command      pyvmm.devices.i8042
 0x0070 .. 0x0071   CMOS RAM and RTC           pyvmm.devices.rtc
 0x0080             POST code                  pyvmm.devices.scratch
@@ -22,10 +22,13 @@ March 1986, "I/O address map"), which every PC since has kept.
 
 from __future__ import annotations
 
-# The i8042 has two ports with a port between them that is not its own: 0x61 never gets to us.
-# The device is given all five, and answers at the first and the last.
+PIT_BASE = 0x40
+PIT_PORTS = 4
+PIT_IRQ = 0
+PORT_B = 0x61
+
+# The i8042 has two ports; what lies between them is not its own.
 I8042_BASE = 0x60
-I8042_PORTS = 5
 I8042_DATA_OFFSET = 0
 I8042_COMMAND_OFFSET = 4
 I8042_KBD_IRQ = 1

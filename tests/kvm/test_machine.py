@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from build_guest import build
+from builders.elf import vmlinux
 from builders.host import kvm_is_software
 
 from kvm_bindings import host_address
 from pyvmm import embedded
-from pyvmm.config import MachineConfig
+from pyvmm.config import MachineConfig, Tune
 from pyvmm.errors import (
     ConfigError,
     ConsoleError,
@@ -52,6 +53,20 @@ def test_kick_hypercall_is_offered_only_where_hypercalls_return(machine: Machine
     leaves = {leaf.function: leaf for leaf in machine.vcpus[0].get_cpuid2()}
     # KVM_FEATURE_PV_UNHALT, which all KVMs of these days have.
     assert leaves[0x4000_0001].eax >> 7 & 1 == (not kvm_is_software())
+
+
+@pytest.mark.parametrize("tune", [Tune.SOFTWARE, Tune.NONE])
+def test_timer_is_ours_where_ticks_are_dear_and_linux_is_told(tune: Tune, tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(vmlinux(b"\xf4" * 0x100 + b"Linux version 6.1.0 (w@w) #1 SMP\n\0"))
+    config = MachineConfig(kernel=str(kernel), memory_bytes=16 * MiB, tune=tune)
+    with Machine(config, bytes) as machine:
+        names = {claim.name for claim in machine.board.ports.devices()}
+        leaves = {leaf.function: leaf for leaf in machine.vcpus[0].get_cpuid2()}
+    is_ours = kvm_is_software() and tune is Tune.SOFTWARE
+    assert ("PIT" in names, "port B" in names) == (is_ours, is_ours)
+    if is_ours:
+        assert not leaves[1].ecx >> 24 & 1  # TSC deadline: Linux would not use the PIT with it
 
 
 def test_cmpxchg16b_is_hidden_where_kernel_mode_is_emulated(machine: Machine) -> None:

@@ -176,12 +176,23 @@ def test_tuning_follows_the_host_unless_told_otherwise(
     prepared = prepare(config, image, memory, emulated=emulated)
     line = memory.read(layout.CMDLINE_GPA, CAPACITY).partition(b"\x00")[0].decode()
     assert bool(prepared.tuning) is is_tuned
-    assert line == " ".join(["quiet", *prepared.tuning])
+    assert line == " ".join(["quiet", *(prepared.tuning or ())])
+
+
+@pytest.mark.parametrize(("cpu_count", "is_added"), [(1, True), (2, False)])
+def test_ticks_are_the_pits_if_there_is_one_processor(
+    cpu_count: int, is_added: bool, memory: GuestMemory
+) -> None:
+    image = KernelImage.from_bytes(vmlinux(b"\xf4" * 0x100 + BANNER))
+    config = MachineConfig(kernel="vmlinux", tune=Tune.SOFTWARE, cpus=cpu_count)
+    tuning = prepare(config, image, memory).tuning
+    assert tuning is not None
+    assert ("nolapic_timer" in tuning) is is_added
 
 
 def test_kernel_that_is_no_linux_is_told_nothing(memory: GuestMemory) -> None:
     config = MachineConfig(kernel="vmlinux", cmdline="x", tune=Tune.SOFTWARE)
-    assert prepare(config, KernelImage.from_bytes(vmlinux()), memory).tuning == ()
+    assert prepare(config, KernelImage.from_bytes(vmlinux()), memory).tuning is None
 
 
 def test_what_a_kernel_takes_is_the_limit(memory: GuestMemory) -> None:
