@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pyvmm.arch.x86_64.registers import EntryState
     from pyvmm.completion.completer import Completer
     from pyvmm.config import MachineConfig
+    from pyvmm.debug.symbols import SymbolTable
     from pyvmm.devices.pit import Pit
 
     Output = Callable[[bytes], object]
@@ -97,6 +98,9 @@ class Board:
         self._on_panic = on_panic
         self._serial_outputs = serial_outputs
         self._stack = ExitStack()
+        self._symbols: SymbolTable | None = None
+        self.is_booting = False
+        """Whether kernel mode is emulated, and there was no system call yet: it takes long."""
 
     def __enter__(self) -> Board:
         config = self.config
@@ -104,7 +108,7 @@ class Board:
             self.kvm = stack.enter_context(Kvm())
             check_required(self.kvm)
             self._supported_cpuid = self.kvm.get_supported_cpuid()
-            self._emulated = self._emulates_kernel_mode()
+            self._emulated = self.is_booting = self._emulates_kernel_mode()
             self.memory = stack.enter_context(GuestMemory.create(
                 config.memory_bytes, backing=config.backing, huge_pages=config.huge_pages,
                 host_address=host_address,
@@ -201,7 +205,7 @@ class Board:
                     self.memory.read,
                     device_lock,
                     self._make_completer,
-                    self._name_of,
+                    self.name_of,
                 )
             )
             if apic_id == 0:
@@ -216,21 +220,23 @@ class Board:
         xsave_bytes = self.vm.check_extension(constants.KVM_CAP_XSAVE2)
         cure = None
         if not syscall_enters_the_kernel(self.kvm):
-            cure = SyscallCure(vcpu, on_first=self._user_space_runs)
+            cure = SyscallCure(vcpu, on_first=self._take_first_system_call)
         return Completer(vcpu, self.memory, xsave_bytes, cure)
 
-    def _user_space_runs(self) -> None:
-        """The kernel has booted; the programs that it runs want their turns, and to sleep."""
-        if self._pit is not None:
-            self._pit.floor_ns = _TICK_FLOOR_NS
-
-    def _name_of(self, gva: int) -> str | None:
+    def name_of(self, gva: int) -> str | None:
         """Which function of the kernel's ``gva`` is in, by the symbols that it carries."""
         from pyvmm.debug.kallsyms import find_symbols
 
-        size_bytes = self.kernel.end_gpa - self.kernel.start_gpa
-        symbols = find_symbols(self.memory.read(self.kernel.start_gpa, size_bytes))
-        return symbols.describe(gva) if symbols is not None else None
+        if self._symbols is None:
+            size_bytes = self.kernel.end_gpa - self.kernel.start_gpa
+            self._symbols = find_symbols(self.memory.read(self.kernel.start_gpa, size_bytes))
+        return self._symbols.describe(gva) if self._symbols is not None else None
+
+    def _take_first_system_call(self) -> None:
+        """The kernel has booted; the programs that it runs want their turns, and to sleep."""
+        self.is_booting = False
+        if self._pit is not None:
+            self._pit.floor_ns = _TICK_FLOOR_NS
 
     def _write_tables(self) -> None:
         """What tells a kernel of processors, interrupts and devices: ACPI's tables.

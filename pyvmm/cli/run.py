@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from pyvmm.machine import Machine
 from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
 from pyvmm.serial_backend import File, SerialBackend, Stdio, open_backend
-from pyvmm.terminal import ConsoleWriter, guard_standard_fds
+from pyvmm.terminal import guard_standard_fds
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -127,14 +126,21 @@ def run(args: Namespace) -> int:
             backends.append(backend)
         outputs = [backend.write if backend else None for backend in backends]
         console: Callable[[bytes], object] = outputs[0] or _nowhere
+        progress = None
         if args.timestamps or args.verbose:
+            from pyvmm.cli.progress import Progress
+
             flush = backends[0].flush if isinstance(backends[0], Stdio) else _nothing
-            console = _with_progress(console, flush, args, backends_open, lambda: machine.exits)
+            progress = Progress(console, flush, args.timestamps, args.verbose)
+            backends_open.callback(progress.close)
+            console = progress.write
         with Machine(config, console, outputs[1:]) as machine:
             _tell_notes(backends)
             tell_tuning(machine)
             if args.verbose:
                 _describe(machine)
+            if progress is not None:
+                progress.watch(machine)
             with ended_by_signals(machine, backends):
                 for backend, port in zip(backends, machine.serial_inputs, strict=True):
                     if backend is not None:
@@ -156,36 +162,6 @@ def run(args: Namespace) -> int:
     return result.exit_status
 
 
-def _with_progress(
-    console: Callable[[bytes], object],
-    flush: Callable[[], object],
-    args: Namespace,
-    stack: ExitStack,
-    exits: Callable[[], int],
-) -> Callable[[bytes], object]:
-    """``console`` behind what --timestamps and -v ask for."""
-    import time
-
-    from pyvmm.cli.progress import Milestones, Timestamps
-
-    start = time.monotonic()
-    if args.timestamps:
-        console = Timestamps(console, start).write
-    if args.verbose:
-        # Not by tell(): that a reader of ours stands still must not stop a vCPU.
-        writer = ConsoleWriter(2)
-        stack.callback(writer.close, _FLUSH_PATIENCE_S)
-        line_end = "\r\n" if os.isatty(2) else "\n"  # the terminal is raw meanwhile
-
-        def tell_milestone(text: str) -> None:
-            flush()
-            writer.write((text + line_end).encode())
-
-        console = Milestones(console, tell_milestone, exits, start).write
-    return console
-
-
-_FLUSH_PATIENCE_S = 2.0
 _SERIAL_PORTS_MAX = 4
 _LEFT = RunResult(Outcome.STOPPED, "ended from the terminal")
 

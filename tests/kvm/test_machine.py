@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import threading
@@ -17,6 +18,7 @@ from builders.host import kvm_is_software
 
 from kvm_bindings import host_address
 from pyvmm import embedded
+from pyvmm.cli.progress import where_it_boots
 from pyvmm.config import MachineConfig, Tune
 from pyvmm.errors import (
     ConfigError,
@@ -67,6 +69,16 @@ def test_timer_is_ours_where_ticks_are_dear_and_linux_is_told(tune: Tune, tmp_pa
     assert ("PIT" in names, "port B" in names) == (is_ours, is_ours)
     if is_ours:
         assert not leaves[1].ecx >> 24 & 1  # TSC deadline: Linux would not use the PIT with it
+
+
+def test_slow_boot_can_be_looked_at_and_a_quick_one_is_not(machine: Machine) -> None:
+    machine.start()
+    where = where_it_boots(machine)
+    if kvm_is_software():
+        assert where is not None
+        assert re.fullmatch(r"at 0x[0-9a-f]+", where)  # this guest has no symbols
+    else:
+        assert where is None
 
 
 def test_cmpxchg16b_is_hidden_where_kernel_mode_is_emulated(machine: Machine) -> None:

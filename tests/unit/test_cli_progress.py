@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import threading
+import time
+
 import pytest
 
-from pyvmm.cli.progress import Milestones, Timestamps
+from pyvmm.cli.progress import Milestones, SilenceWatch, Timestamps
 
 
 def stamped(*chunks: tuple[float, bytes]) -> bytes:
@@ -82,3 +86,53 @@ def test_line_without_an_end_takes_no_memory() -> None:
     for _ in range(1000):
         milestones.write(b"x" * 1000)
     assert len(milestones._line) < 4096
+
+
+class Quiet:
+    """A guest that says nothing, and stands at each of ``places`` when it is looked at."""
+
+    def __init__(self, places: list[str | None]) -> None:
+        self._places = iter(places)
+        self.told: list[str] = []
+        self.looked = threading.Semaphore(0)
+        self.last_output = time.monotonic()
+
+    def look(self) -> str | None:
+        self.looked.release()
+        return next(self._places)
+
+    def watched(self, silence_s: float) -> SilenceWatch:
+        return SilenceWatch(
+            self.look,
+            self.told.append,
+            lambda: self.last_output,
+            lambda: 7,
+            time.monotonic(),
+            silence_s=silence_s,
+        )
+
+
+def test_silence_is_told_with_what_the_guest_is_at() -> None:
+    guest = Quiet(["in one+0x1", "in two+0x2", None])
+    watch = guest.watched(silence_s=0.01)
+    for _ in range(3):
+        assert guest.looked.acquire(timeout=10)
+    watch.close()
+    assert [re.sub(r"[\d.]+ s", "T s", line) for line in guest.told] == [
+        "pyvmm: T s, 7 exits: in one+0x1",
+        "pyvmm: T s, 7 exits: in two+0x2",
+    ]
+
+
+def test_guest_that_has_just_said_something_is_not_looked_at() -> None:
+    guest = Quiet([])
+    guest.last_output = time.monotonic() + 3600
+    watch = guest.watched(silence_s=0.01)
+    watch.close()
+    assert not guest.looked.acquire(blocking=False)
+
+
+def test_silence_watch_ends_at_once() -> None:
+    began = time.monotonic()
+    Quiet([]).watched(silence_s=3600).close()
+    assert time.monotonic() - began < 60
