@@ -104,6 +104,14 @@ def test_parameter_that_the_user_has_decided_on_is_left_alone(given: str, left_o
     assert given in tune_for_emulation(given, LINUX_6_1, CAPACITY).cmdline.split()
 
 
+@pytest.mark.parametrize(("version", "is_left_out"), [((6, 7), True), ((6, 8), False)])
+def test_cubic_is_left_out_where_it_alone_has_all_types_parsed(
+    version: tuple[int, int], is_left_out: bool
+) -> None:
+    line = tune_for_emulation("", version, CAPACITY).cmdline
+    assert ("cubictcp_register" in line) is is_left_out
+
+
 def test_users_own_initcall_blacklist_is_added_to() -> None:
     line = tune_for_emulation("initcall_blacklist=x", LINUX_6_1, CAPACITY).cmdline
     assert line.startswith("initcall_blacklist=x ")
