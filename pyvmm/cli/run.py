@@ -141,7 +141,7 @@ def run(args: Namespace) -> int:
                 _describe(machine)
             if progress is not None:
                 progress.watch(machine)
-            with ended_by_signals(machine, backends):
+            with ended_by_signals(machine.stop, backends):
                 for backend, port in zip(backends, machine.serial_inputs, strict=True):
                     if backend is not None:
                         backend.start(port)
@@ -238,12 +238,20 @@ def _seconds(text: str) -> float:
 
 
 @contextmanager
-def ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None]) -> Iterator[None]:
-    """While inside, a signal that would end this process ends the run instead, and tidily."""
+def ended_by_signals(
+    stop: Callable[[RunResult], object], backends: Sequence[SerialBackend | None]
+) -> Iterator[None]:
+    """While inside, a signal that would end this process calls ``stop`` instead.
+
+    More of the same signal change nothing, here and until the process ends: how the run ended is
+    still to be told, and made the exit status.
+    """
+    received = set[int]()
 
     def end(number: int, _frame: FrameType | None) -> None:
+        received.add(number)
         name = signal.Signals(number).name
-        machine.stop(RunResult(Outcome.SIGNAL, f"ended by {name}", number))
+        stop(RunResult(Outcome.SIGNAL, f"ended by {name}", number))
 
     def go_on(_number: int, _frame: FrameType | None) -> None:
         for backend in backends:
@@ -261,8 +269,14 @@ def ended_by_signals(machine: Machine, backends: Sequence[SerialBackend | None])
     try:
         yield
     finally:
+        # Blocked meanwhile: Python complains of one that it got but has no handler for any more
+        # ("ignored due to race condition", CPython's Modules/signalmodule.c).
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, previous)
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            # No handler of ours would do: when Python exits it sets all that are functions to
+            # SIG_DFL, and has a while to go then.
+            signal.signal(number, signal.SIG_IGN if number in received else handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def tell_tuning(machine: Machine) -> None:

@@ -83,7 +83,10 @@ def run(args: Namespace) -> int:
                 kernel=cli_run.kernel_path(args.kernel), initrd=initrd, reboot=False
             )
             writer = ConsoleWriter(1)
-            with Machine(config, writer.write) as machine, cli_run.ended_by_signals(machine, []):
+            with (
+                Machine(config, writer.write) as machine,
+                cli_run.ended_by_signals(machine.stop, []),
+            ):
                 cli_run.tell_tuning(machine)
                 result = machine.run(timeout_s=args.timeout)
                 writer.close(_FLUSH_PATIENCE_S)
