@@ -224,19 +224,28 @@ def _started(command: list[str], exchange: str) -> Iterator[subprocess.Popen[byt
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """While inside, a signal that would end this process raises instead, and so unwinds. Once."""
+    """While inside, a signal that would end this process raises instead, and so unwinds.
+
+    Once: from then on they are ignored, until the process has ended as it was told.
+    """
 
     def handle(number: int, _frame: FrameType | None) -> None:
         for again in _FATAL_SIGNALS:
             signal.signal(again, signal.SIG_IGN)
         raise _Signalled(number)
 
-    previous = {number: signal.signal(number, handle) for number in _FATAL_SIGNALS}
+    # One that we were started to ignore, as by nohup, stays ignored.
+    previous = {
+        number: signal.signal(number, handle)
+        for number in _FATAL_SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is handle:
+                signal.signal(number, handler)
 
 
 # What comes out.

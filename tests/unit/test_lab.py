@@ -17,7 +17,6 @@ from pyvmm.errors import ConfigError, HostError
 from pyvmm.lab.image import LabImage, load_order
 from pyvmm.lab.machine import STATUS_LAB_FAILED, Job, run_in_lab
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 IMAGE = LabImage("kernel", "initramfs")
 
 # Finds the exchange directory among its arguments, as QEMU does, and does there what init.sh does.
@@ -117,20 +116,33 @@ def test_write_directory_that_is_none_is_refused(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def lab_in_a_process(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A lab whose machine has begun and does not end by itself."""
+def lab_in_a_process(
+    directory: Path, *, then: str = "", ignored: signal.Signals | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A lab whose machine has begun and does not end by itself.
+
+    ``then``: what the process does when that has ended. ``ignored``: it is started so.
+    """
     stand_in(directory, FINDS_EXCHANGE + "echo started\nexec sleep 1000\n")
-    program = """if True:
-        import sys
+    program = f"""if True:
+        import os, signal, sys
         from pyvmm.lab.image import LabImage
         from pyvmm.lab.machine import Job, run_in_lab
-        sys.exit(run_in_lab(LabImage("", ""), Job(["true"], 60, "2G")))
+        status = run_in_lab(LabImage("", ""), Job(["true"], 60, "2G"))
+        {then}
+        sys.exit(status)
     """
+
+    def ignore() -> None:
+        if ignored is not None:
+            signal.signal(ignored, signal.SIG_IGN)
+
     with subprocess.Popen(
         [sys.executable, "-P", "-c", program],
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS), "TMPDIR": str(directory)},
+        env={**os.environ, "TMPDIR": str(directory)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        preexec_fn=ignore,
     ) as lab:
         assert lab.stdout is not None
         assert lab.stdout.readline() == b"started\n"
@@ -143,6 +155,23 @@ def test_signal_ends_all_and_leaves_nothing(directory: Path, number: signal.Sign
         lab.send_signal(number)
         assert lab.wait(20) == 128 + number
     assert nothing_is_left(directory)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_second_signal_when_all_is_over_changes_nothing(
+    directory: Path, number: signal.Signals
+) -> None:
+    then = f"os.kill(os.getpid(), signal.{number.name})"
+    with lab_in_a_process(directory, then=then) as lab:
+        lab.send_signal(number)
+        assert lab.wait(20) == 128 + number
+
+
+def test_signal_that_we_were_started_to_ignore_stays_ignored(directory: Path) -> None:
+    with lab_in_a_process(directory, ignored=signal.SIGHUP) as lab:
+        lab.send_signal(signal.SIGHUP)
+        lab.send_signal(signal.SIGTERM)
+        assert lab.wait(20) == 128 + signal.SIGTERM
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv(1) is not on this machine")
