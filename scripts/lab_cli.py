@@ -44,8 +44,8 @@ TEST_FILES = (
     ("xen-hypervisor-4.17-amd64", r"boot/xen-.*-amd64\.gz"),
 )
 
-# The tests that need a KVM: the others pass anywhere, and are slow in the lab.
-_TEST_DIRECTORIES = ("tests/kvm", "tests/boot", "tests/lab")
+# The tests that say something about a KVM: the others pass anywhere, and are slow in the lab.
+_TESTS = ("-m", "not host and not long", "tests/kvm", "tests/boot", "tests/lab")
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--log", metavar="FILE", help="a file for the log of the lab's own kernel")
     test = actions.add_parser(
         "test",
-        help="run the tests that need a KVM",
+        help="run the tests that are about a KVM, or those that are named",
         usage="%(prog)s [OPTION]... [--] [PYTEST ARGUMENT]...",
         allow_abbrev=False,
     )
@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace, command: list[str]) -> int:
 
 
 def _test(args: argparse.Namespace, pytest_arguments: list[str]) -> int:
-    """Run pytest over the tests that need a KVM, or over those that are named."""
+    """Run pytest over the tests that are for the lab, or over those that are named."""
     for name in TEST_KERNELS:
         fetch_kernel(name, progress=progress_on_stderr())
     for package, member in TEST_FILES:
@@ -139,5 +139,5 @@ def _test(args: argparse.Namespace, pytest_arguments: list[str]) -> int:
     os.chdir(_ROOT)
     command = [sys.executable, "-m", "pytest", f"--junitxml={args.write}/junit.xml"]
     if not any(os.path.exists(argument.split("::")[0]) for argument in pytest_arguments):
-        command += _TEST_DIRECTORIES
+        command += _TESTS
     return _run(args, command + pytest_arguments)

@@ -1,4 +1,4 @@
-"""``pyvmm run`` as a user runs it: what is a mistake, how a run ends, and what that looks like."""
+"""``pyvmm run`` as a user runs it: what is a mistake, what is told, signals, standard files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ import pytest
 from build_guest import build
 from builders import elf
 from builders.bzimage import bzimage, compress
-from builders.cli import COMMAND, complaint, last_line, pyvmm, running
-from builders.host import kvm_is_software
+from builders.cli import COMMAND, PROMPT, complaint, last_line, pyvmm, running
 
 from pyvmm import embedded
 from pyvmm.units import GiB, MiB
 
-pytestmark = pytest.mark.boot
-
-PROMPT = b"powers off\r\n> "
+pytestmark = [pytest.mark.boot, pytest.mark.host]
 
 
 @pytest.fixture(scope="module")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guests of kernels/tests; ``pio_loop`` prints for ever."""
+    """Guests of kernels/tests that do not end; ``pio_loop`` prints for ever."""
     directory = tmp_path_factory.mktemp("guests")
-    for name in ("halt_forever", "spin", "triple_fault", "unemulated", "unknown"):
-        build(name, str(directory))
+    build("spin", str(directory))
     build("pio_loop", str(directory), {"PORT": 0x3F8, "COUNT": 0x7FFF_FFFF})
     return directory
 
@@ -223,97 +219,7 @@ def test_host_at_its_limits_is_told(limit: str, said: str) -> None:
     assert re.search(said, complaint(result))
 
 
-# How a run ends.
-
-
-@pytest.mark.parametrize(
-    ("typed", "status", "said"),
-    [
-        (b"poweroff\n", 0, "the guest powered itself off"),
-        (b"exit 0\n", 0, "the guest exited with 0"),
-        (b"exit 1\n", 1, "the guest exited with 1"),
-        (b"exit 255\n", 255, "the guest exited with 255"),
-        (b"halt\n", 4, r"the guest halted for good: HLT at 0x\w+ with interrupts off"),
-        (b"crash\n", 5, r"the guest triple-faulted near 0x\w+"),
-    ],
-)
-def test_status_and_last_line_tell_how_the_guest_ended(
-    typed: bytes, status: int, said: str
-) -> None:
-    result = pyvmm("run", "--mem", "16M", "--timeout", "20", typed=typed)
-    assert result.returncode == status
-    assert re.fullmatch(f"pyvmm: {said}", last_line(result))
-    assert b"> " + typed.strip() in result.stdout
-
-
-def test_reset_ends_the_run_if_that_is_asked_for() -> None:
-    result = pyvmm("run", "--mem", "16M", "--no-reboot", "--timeout", "20", typed=b"reboot\n")
-    assert (result.returncode, last_line(result)) == (0, "pyvmm: the guest reset itself")
-
-
-def test_reset_boots_anew() -> None:
-    with running("run", "--mem", "16M", stdin=subprocess.PIPE) as guest:
-        guest.wait_for(PROMPT)
-        guest.type(b"reboot\n")
-        guest.wait_for(b"reboot\r\n")
-        guest.output = b""
-        guest.wait_for(PROMPT)
-        guest.type(b"exit 9\n")
-        assert guest.end()[0] == 9
-
-
-@pytest.mark.parametrize(
-    ("guest", "status", "said"),
-    [
-        ("halt_forever", 4, "halted for good"),
-        ("triple_fault", 5, "triple-faulted near 0x"),
-        ("spin", 124, "timeout: still running after 0.3 s"),
-    ],
-)
-def test_guest_ends_as_it_does(guest: str, status: int, said: str, guests: Path) -> None:
-    timeout = "0.3" if guest == "spin" else "20"
-    result = pyvmm("run", "--kernel", guests / f"{guest}.elf", "--mem", "16M", "--timeout", timeout)
-    assert result.returncode == status
-    assert said in last_line(result)
-
-
-def test_emulation_failure_shows_address_bytes_and_registers(guests: Path) -> None:
-    result = pyvmm("run", "--kernel", guests / "unknown.elf", "--mem", "16M")
-    if result.returncode == 0:
-        pytest.skip("this KVM runs kernel mode natively")
-    assert result.returncode == 6
-    assert re.fullmatch(
-        r"pyvmm: KVM could not emulate the instruction at 0x100000 \(.*\): d9 e8 .*",
-        last_line(result),
-    )
-    assert re.search(r"^rip 0000000000100000 ", result.stderr.decode(), re.MULTILINE)
-
-
-def test_instructions_that_kvm_cannot_emulate_are_executed_and_counted(guests: Path) -> None:
-    result = pyvmm("run", "--kernel", guests / "unemulated.elf", "--mem", "16M", "-v")
-    assert result.returncode == 0
-    told = b"pyvmm: 1 instruction completed: popcnt 1\n" in result.stderr
-    assert told is kvm_is_software()
-
-
-@pytest.mark.parametrize(("tune", "is_told"), [("software", True), ("none", False), ("auto", None)])
-def test_what_is_added_to_the_command_line_is_told(
-    tune: str, is_told: bool | None, tmp_path: Path
-) -> None:
-    linux = elf.vmlinux(b"\xf4" * 0x200 + b"Linux version 6.1.2 (a) (b) #1 SMP\n")
-    (tmp_path / "vmlinux").write_bytes(linux)
-    result = pyvmm(
-        *("run", "--kernel", tmp_path / "vmlinux", "--mem", "16M"),
-        *("--tune", tune, "--cmdline", "rodata=on", "--timeout", "20"),
-    )
-    assert result.returncode == 4
-    found = re.search(
-        r"^pyvmm: .*added to the command line \(--tune none adds nothing\): (clearcpuid=.*)$",
-        result.stderr.decode(),
-        re.MULTILINE,
-    )
-    assert bool(found) is (kvm_is_software() if is_told is None else is_told)
-    assert found is None or "rodata=" not in found[1]
+# What is told on the way.
 
 
 def test_timestamps_stand_before_each_line_of_the_console() -> None:

@@ -15,7 +15,7 @@ import pexpect
 import pytest
 from builders.cli import COMMAND, WAIT_S
 
-pytestmark = pytest.mark.boot
+pytestmark = [pytest.mark.boot, pytest.mark.host]
 
 RUN = f"{shlex.join(COMMAND)} run --mem 16M"
 PROMPT = "powers off\r\n> "

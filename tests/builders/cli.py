@@ -21,6 +21,9 @@ WAIT_S = 30.0
 # -P: not what lies in the working directory. What is to be tested is what is installed.
 COMMAND = (sys.executable, "-P", "-m", "pyvmm")
 
+# The end of what the embedded kernel says before it takes commands.
+PROMPT = b"powers off\r\n> "
+
 
 def pyvmm(
     *arguments: str | os.PathLike[str], typed: bytes = b"", **options: Any

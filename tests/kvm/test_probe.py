@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from builders.cli import pyvmm
 from builders.host import kvm_is_software
 
 from kvm_bindings import Kvm
@@ -42,3 +44,13 @@ def test_system_calls_enter_the_kernel_where_the_processor_runs_it() -> None:
         pytest.skip("this KVM emulates the guest's kernel mode: either may be")
     with Kvm() as kvm:
         assert syscall_enters_the_kernel(kvm)
+
+
+def test_doctor_says_that_guests_can_run_and_how() -> None:
+    result = pyvmm("doctor")
+    assert (result.returncode, result.stderr) == (0, b"")
+    report = result.stdout.decode()
+    assert re.search(r"^  ok  KVM API version 12$", report, re.MULTILINE)
+    assert re.search(r"^  ok  KVM_CAP_IMMEDIATE_EXIT: 1 ", report, re.MULTILINE)
+    assert re.search(r"^  (ok|--)  (hardware|software) virtualization: ", report, re.MULTILINE)
+    assert report.endswith("This machine can run guests: try `pyvmm run`.\n")

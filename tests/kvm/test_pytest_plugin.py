@@ -59,6 +59,7 @@ def test_guests_stand_still_for_the_debugger(tmp_path: Path) -> None:
     assert "(Pdb) True" in done.stdout
 
 
+@pytest.mark.host
 def test_matrix_and_options_make_the_ids(tmp_path: Path) -> None:
     test = """
 @pytest.mark.kernel("a", "dir/b", cpus=[1, 2], mem="64M")
@@ -72,6 +73,7 @@ def test_it(vm): pass
     assert "test_it[a-" not in ids
 
 
+@pytest.mark.host
 def test_marker_with_an_unknown_argument_is_refused(tmp_path: Path) -> None:
     test = "@pytest.mark.kernel(memory=1)\ndef test_it(vm): pass\n"
     done = run_pytest(tmp_path, test)

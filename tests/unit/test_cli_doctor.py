@@ -1,4 +1,7 @@
-"""What `pyvmm doctor` advises; its report as a whole is in tests/boot/test_cli_other.py."""
+"""What `pyvmm doctor` advises.
+
+Its report as a whole is in tests/kvm/test_probe.py, and in tests/boot/test_cli_other.py.
+"""
 
 from __future__ import annotations
 
