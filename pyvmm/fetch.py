@@ -11,9 +11,11 @@ The cache, ``$XDG_CACHE_HOME/pyvmm`` (XDG Base Directory Specification), looks l
     kernels/<package>_<version>/vmlinuz    what was in the package
     kernels/<package>_<version>/record     where it came from, and what it must look like
     kernels/<name>                         a link to the directory above, for each name
-    files/...                              the same for files that are no kernels
+    files/<pattern>/...                    the same for files that are no kernels
     modules/<pattern>/...                  the same for a kernel's modules, as a tar archive
     apt/<architecture>/                    apt's package lists of an architecture that is not ours
+
+A <pattern> is a hash of the regular expression for the paths in the package.
 
 A directory appears under its final name complete, by rename(2), so that two processes may fetch
 the same kernel at once. A record is a paragraph of ``Field: value`` lines, as in apt's own
@@ -192,19 +194,25 @@ def fetch_package_file(
     """The path of a copy of one file of a package, such as busybox-static's ``bin/busybox``.
 
     ``member`` is a regular expression for the file's path in the package. The copy is kept in the
-    cache under ``package``: one file of each package.
+    cache for this very expression.
 
     Raises FetchError if it cannot be had.
     """
     import re
 
-    cached = _read_entry(os.path.join(cache_dir(), "files", package))
+    shelf = _shelf("files", member)
+    cached = _read_entry(os.path.join(cache_dir(), shelf, package))
     if cached and not update:
         return cached.path
     wanted = _Wanted(
-        package, re.escape(package), member, "files", os.path.basename(member), (package,)
+        package, re.escape(package), member, shelf, os.path.basename(member), (package,)
     )
     return _fetch(wanted, progress).path
+
+
+def fetch_busybox(*, progress: Progress | None = None) -> str:
+    """The path of a busybox that needs no libraries. Raises FetchError if it cannot be had."""
+    return fetch_package_file("busybox-static", r"(usr/)?bin/busybox", progress=progress)
 
 
 def newest_version(package: str) -> str:
@@ -242,10 +250,9 @@ def fetch_kernel_modules(
     ``members`` is a regular expression for the modules' paths in the package. The archive is kept
     in the cache. Raises FetchError if it cannot be had.
     """
-    import hashlib
     import re
 
-    shelf = os.path.join("modules", hashlib.sha256(members.encode()).hexdigest()[:16])
+    shelf = _shelf("modules", members)
     entry = os.path.join(cache_dir(), shelf, _cache_key(kernel.package, kernel.version))
     if cached := _read_entry(entry):
         return cached.path
@@ -300,6 +307,13 @@ def cache_dir() -> str:
             )
         base = os.path.join(home, ".cache")
     return os.path.join(base, "pyvmm")
+
+
+def _shelf(kind: str, pattern: str) -> str:
+    """The directory of the cache for what ``pattern`` matches, of whatever package."""
+    import hashlib
+
+    return os.path.join(kind, hashlib.sha256(pattern.encode()).hexdigest()[:16])
 
 
 def _cache_key(package: str, version: str) -> str:

@@ -48,7 +48,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Make it, and say what was made."""
     from pyvmm.cli.fetch import progress_on_stderr
-    from pyvmm.fetch import fetch_package_file
+    from pyvmm.fetch import fetch_busybox
     from pyvmm.initramfs import build_initramfs
     from pyvmm.loader.files import read_regular
 
@@ -60,9 +60,7 @@ def run(args: Namespace) -> int:
     if args.small and busybox_path is not None:
         raise ConfigError("--small and --busybox were both given; expected one of the two")
     if busybox_path is None and not args.small:
-        busybox_path = fetch_package_file(
-            "busybox-static", r"(usr/)?bin/busybox", progress=progress_on_stderr()
-        )
+        busybox_path = fetch_busybox(progress=progress_on_stderr())
     size_bytes = build_initramfs(
         args.output,
         busybox_path=busybox_path,

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm.fetch import cache_dir, fetch_kernel, fetch_kernel_modules, fetch_package_file
+from pyvmm.fetch import cache_dir, fetch_busybox, fetch_kernel, fetch_kernel_modules
 from pyvmm.initramfs import build_initramfs
 from pyvmm.loader.files import write_whole
 from pyvmm.loader.image import KernelImage
@@ -55,7 +55,7 @@ def prepare_image(progress: Progress | None = None) -> LabImage:
     """
     kernel = fetch_kernel(KERNEL, progress=progress)
     modules_tar = fetch_kernel_modules(kernel, _MODULE_FILES, progress=progress)
-    busybox = fetch_package_file("busybox-static", r"(usr/)?bin/busybox", progress=progress)
+    busybox = fetch_busybox(progress=progress)
     directory = os.path.join(cache_dir(), "lab")
     os.makedirs(directory, exist_ok=True)
 

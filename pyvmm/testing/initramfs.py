@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pyvmm.fetch import fetch_package_file
+from pyvmm.fetch import fetch_busybox
 from pyvmm.initramfs import READY_MARKER, build_initramfs
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def make_initramfs(
     Raises FetchError if there is no busybox, ImageError for a file that is of no use.
     """
     if busybox_path is None:
-        busybox_path = fetch_package_file("busybox-static", r"(usr/)?bin/busybox")
+        busybox_path = fetch_busybox()
     files = [(_AGENT, "/bin/pyvmm-agent"), *extra_files]
     if script is not None:
         files.append((script, "/test"))

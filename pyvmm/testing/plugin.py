@@ -77,7 +77,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("--pyvmm-ground") != "lab" or os.environ.get(_IN_THE_LAB) == "1":
         return None
     from pyvmm.errors import PyvmmError
-    from pyvmm.fetch import fetch_package_file, resolve_kernel
+    from pyvmm.fetch import fetch_busybox, resolve_kernel
     from pyvmm.lab.image import prepare_image
     from pyvmm.lab.machine import Job, run_in_lab
 
@@ -87,7 +87,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         # There is no network in the lab. Kernels of markers have to be in the cache.
         for kernel in config.getoption("--kernel") or []:
             resolve_kernel(kernel)
-        fetch_package_file("busybox-static", r"(usr/)?bin/busybox")
+        fetch_busybox()
         image = prepare_image(None)
         return run_in_lab(image, Job(command, _LAB_TIMEOUT_S, "2G", write_dir))
     except PyvmmError as error:

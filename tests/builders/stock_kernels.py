@@ -10,19 +10,23 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
 from pyvmm.errors import FetchError
-from pyvmm.fetch import FetchedKernel, fetch_kernel, fetch_package_file
+from pyvmm.fetch import FetchedKernel, fetch_busybox, fetch_kernel, fetch_package_file
 from pyvmm.initramfs import build_initramfs
 
 # -P: not the package that lies in the working directory, but the one that is installed.
 PYVMM = (sys.executable, "-P", "-m", "pyvmm")
 CMDLINE = "console=ttyS0 reboot=k panic=-1"
 BOOT_TIMEOUT_S = 90
+
+
+T = TypeVar("T")
 
 
 class Boot(NamedTuple):
@@ -44,18 +48,17 @@ class Boot(NamedTuple):
 
 def stock_kernel(name: str) -> FetchedKernel:
     """A kernel by its name in the manifest. Skips if it cannot be had; in the lab that fails."""
-    try:
-        return fetch_kernel(name)
-    except FetchError as error:
-        if os.environ.get("PYVMM_LAB") == "1":
-            raise
-        pytest.skip(str(error))
+    return _fetched(fetch_kernel, name)
 
 
 def package_file(package: str, member: str) -> str:
     """A file out of a package. Skips if it cannot be had; in the lab that fails."""
+    return _fetched(fetch_package_file, package, member)
+
+
+def _fetched(fetch: Callable[..., T], *arguments: str) -> T:
     try:
-        return fetch_package_file(package, member)
+        return fetch(*arguments)
     except FetchError as error:
         if os.environ.get("PYVMM_LAB") == "1":
             raise
@@ -70,8 +73,7 @@ def release(kernel: FetchedKernel) -> str:
 def make_initramfs(directory: Path, init: bytes | None) -> str:
     """A busybox initramfs in ``directory`` with this /init, or the default one."""
     path = str(directory / "initramfs")
-    busybox = package_file("busybox-static", r"(usr/)?bin/busybox")
-    build_initramfs(path, busybox_path=busybox, init_script=init)
+    build_initramfs(path, busybox_path=_fetched(fetch_busybox), init_script=init)
     return path
 
 
