@@ -22,16 +22,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from pyvmm.apt import newest_package
+from pyvmm.cache import CachedFile, cache_dir
 from pyvmm.errors import FetchError, PyvmmError
-from pyvmm.fetch import (
-    FetchedKernel,
-    ManifestEntry,
-    cache_dir,
-    cached_kernel,
-    fetch_package_file,
-    newest_version,
-    store_kernel,
-)
+from pyvmm.fetch import ManifestEntry, cached_kernel, fetch_package_file, store_kernel
 from pyvmm.fetch import list_kernels as _list_kernels
 
 CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "linux", "tiny.config")
@@ -67,12 +61,12 @@ def built_kernels() -> list[ManifestEntry]:
     return [entry for entry in _list_kernels() if entry.built]
 
 
-def build(entry: ManifestEntry, *, jobs: int) -> FetchedKernel:
+def build(entry: ManifestEntry, *, jobs: int) -> CachedFile:
     """The kernel of ``entry``, from the cache, or built with ``jobs`` processes at a time.
 
     Raises BuildError if a tool is missing or the build fails, FetchError if there is no source.
     """
-    version = f"{newest_version(entry.package)}+{_config_checksum()}"
+    version = f"{newest_package(entry.package).version}+{_config_checksum()}"
     cached = cached_kernel(entry.name)
     if cached and cached.version == version:
         return cached

@@ -11,7 +11,7 @@ from pyvmm.errors import ConfigError
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from pyvmm.fetch import Progress
+    from pyvmm.apt import Progress
 
 HELP = "fetch kernels by name, through apt, into the cache"
 

@@ -16,7 +16,8 @@ import tarfile
 import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm.fetch import cache_dir, fetch_busybox, fetch_kernel, fetch_kernel_modules
+from pyvmm.cache import cache_dir
+from pyvmm.fetch import fetch_busybox, fetch_kernel, fetch_kernel_modules
 from pyvmm.initramfs import build_initramfs
 from pyvmm.loader.files import write_whole
 from pyvmm.loader.image import KernelImage
@@ -25,7 +26,7 @@ from pyvmm.loader.load import extract_vmlinux
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pyvmm.fetch import Progress
+    from pyvmm.apt import Progress
 
 # Debian's cloud kernels have no 9p, by which the lab sees the host's files.
 KERNEL = "debian:6.1-generic"

@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
+from pyvmm.cache import CachedFile
 from pyvmm.errors import FetchError
-from pyvmm.fetch import FetchedKernel, fetch_busybox, fetch_kernel, fetch_package_file
+from pyvmm.fetch import fetch_busybox, fetch_kernel, fetch_package_file
 from pyvmm.initramfs import build_initramfs
 
 # -P: not the package that lies in the working directory, but the one that is installed.
@@ -46,7 +47,7 @@ class Boot(NamedTuple):
         return found
 
 
-def stock_kernel(name: str) -> FetchedKernel:
+def stock_kernel(name: str) -> CachedFile:
     """A kernel by its name in the manifest. Skips if it cannot be had; in the lab that fails."""
     return _fetched(fetch_kernel, name)
 
@@ -65,7 +66,7 @@ def _fetched(fetch: Callable[..., T], *arguments: str) -> T:
         pytest.skip(str(error))
 
 
-def release(kernel: FetchedKernel) -> str:
+def release(kernel: CachedFile) -> str:
     """What `uname -r` says in ``kernel``: Debian's packages are named after it."""
     return kernel.package.removeprefix("linux-image-").removesuffix("-unsigned")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from builders.fake_apt import FakeApt
 
-from pyvmm import embedded, fetch
+from pyvmm import embedded
 from pyvmm.cli import fetch as cli_fetch
 from pyvmm.cli.main import main
 from pyvmm.errors import ConfigError, FetchError
@@ -230,7 +230,7 @@ def test_apt_can_tell_of_a_full_disk_on_a_full_disk(
         return open(file, *args, **kwargs)
 
     apt.fail_downloads("E: Error writing to file - write (28: No space left on device)\n")
-    monkeypatch.setattr(fetch, "open", open_on_full_disk, raising=False)
+    monkeypatch.setattr("pyvmm.apt.open", open_on_full_disk, raising=False)
     with pytest.raises(FetchError, match=r"apt-get could not .* write \(28: .*; make room in"):
         fetch_kernel("debian")
 
