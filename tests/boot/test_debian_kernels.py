@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from builders.cli import pyvmm, running
-from builders.real_kernels import debian_vmlinuz
+from builders.stock_kernels import debian_vmlinuz
 
 LIMIT_S = 180.0
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from builders.cli import pyvmm, running
 from builders.pe import uki
-from builders.real_kernels import debian_vmlinuz
-from builders.stock_kernels import make_initramfs
+from builders.stock_kernels import debian_vmlinuz, make_initramfs
 from builders.systemd_uki import make_systemd_uki
 
 from pyvmm import embedded

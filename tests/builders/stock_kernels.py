@@ -1,4 +1,4 @@
-"""Debian's stock kernels under the real `pyvmm run`, as a user starts it.
+"""Debian's stock kernels: had by name, and under the real `pyvmm run`, as a user starts it.
 
 boot = boot_kernel(stock_kernel("debian:6.1-cloud"), "--protocol", "pvh", initrd=path)
 assert boot.report["kernel"] == ["6.1.0-56-cloud-amd64"]
@@ -26,6 +26,8 @@ PYVMM = (sys.executable, "-P", "-m", "pyvmm")
 CMDLINE = "console=ttyS0 reboot=k panic=-1"
 BOOT_TIMEOUT_S = 90
 
+SERIES = ("6.1", "6.12")
+"""Of Debian's kernels: the one that the release came with, and the one of the next."""
 
 T = TypeVar("T")
 
@@ -50,6 +52,11 @@ class Boot(NamedTuple):
 def stock_kernel(name: str) -> CachedFile:
     """A kernel by its name in the manifest. Skips if it cannot be had; in the lab that fails."""
     return _fetched(fetch_kernel, name)
+
+
+def debian_vmlinuz(series: str) -> str:
+    """The path of Debian's cloud kernel of one of SERIES."""
+    return stock_kernel(f"debian:{series}").path
 
 
 def package_file(package: str, member: str) -> str:

@@ -17,8 +17,7 @@ from builders.elf import Elf, Segment, note, notes_segment, pvh_note, vmlinux
 from builders.elf_oracle import open_elf
 from builders.flat_image import arm64_image, riscv64_image, zboot
 from builders.pe import uki
-from builders.real_kernels import SERIES, debian_vmlinuz
-from builders.stock_kernels import stock_kernel
+from builders.stock_kernels import SERIES, debian_vmlinuz, stock_kernel
 
 from pyvmm.explain import bzimage, elf, fdt, flat, linux, multiboot, pe, wrapping
 from pyvmm.explain.model import Field, Section

@@ -11,7 +11,7 @@ from builders.elf import Elf, Segment, notes_segment, pvh_note, vmlinux
 from builders.flat_image import arm64_image, zboot
 from builders.kaslr import LINK_GPA, START_KERNEL_MAP, relocatable_vmlinux, relocation_table
 from builders.pe import uki
-from builders.real_kernels import SERIES, debian_vmlinuz
+from builders.stock_kernels import SERIES, debian_vmlinuz
 
 from pyvmm.boot import Protocol
 from pyvmm.config import MachineConfig

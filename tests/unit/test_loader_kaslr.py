@@ -24,7 +24,7 @@ from builders.kaslr import (
     relocatable_vmlinux,
     relocation_table,
 )
-from builders.real_kernels import SERIES, debian_vmlinuz
+from builders.stock_kernels import SERIES, debian_vmlinuz
 
 from pyvmm.errors import KernelImageError
 from pyvmm.loader.image import ImageFormat, KernelImage

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from builders.elf_oracle import open_elf, pvh_entries
-from builders.real_kernels import SERIES, debian_vmlinuz
+from builders.stock_kernels import SERIES, debian_vmlinuz
 
 from pyvmm.loader.image import ImageFormat, KernelImage, detect
 from pyvmm.loader.initrd import place_initrd

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from builders import bzimage as bz
 from builders.elf import vmlinux
-from builders.real_kernels import debian_vmlinuz
+from builders.stock_kernels import debian_vmlinuz
 
 from pyvmm.arch.x86_64 import layout
 from pyvmm.config import MachineConfig, Tune
