@@ -382,6 +382,11 @@ def test_many_machines_run_at_once() -> None:
         )
         for _ in range(8)
     ]
-    for status, process in enumerate(processes):
-        process.communicate(b"exit %d\n" % status, timeout=30)
+    try:
+        for status, process in enumerate(processes):
+            process.communicate(b"exit %d\n" % status, timeout=30)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     assert [process.returncode for process in processes] == list(range(8))
