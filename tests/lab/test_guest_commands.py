@@ -21,7 +21,7 @@ def pyvmm(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[by
 
 
 def test_command_is_part_of_a_pipe() -> None:
-    data = bytes(range(256)) * 300
+    data = bytes(range(256)) * 4
     done = pyvmm("run", "--", "cat; echo said >&2; exit 5", stdin=data)
     assert (done.returncode, done.stdout, done.stderr) == (5, data, b"said\n")
 
@@ -59,6 +59,7 @@ def test_verdict_is_git_bisects(tmp_path: Path, script: str, status: int, said: 
 
 def test_endless_script_is_bad_after_the_timeout(tmp_path: Path) -> None:
     path = tmp_path / "check.sh"
-    path.write_text("while :; do :; done")
-    done = pyvmm("test", "--init", str(path), "--timeout", "15")
-    assert (done.returncode, b"timeout: still running after 15 s" in done.stderr) == (1, True)
+    path.write_text("echo it has begun; while :; do :; done")
+    done = pyvmm("test", "--init", str(path), "--timeout", "10")
+    assert (done.returncode, b"timeout: still running after 10 s" in done.stderr) == (1, True)
+    assert b"it has begun" in done.stdout

@@ -69,13 +69,6 @@ def test_ctrl_c_interrupts_a_command_in_the_guest(terminal: Terminal) -> None:
     assert terminal.command("echo $?").startswith("130\r\n")  # 128 + SIGINT
 
 
-def test_ctrl_a_x_ends_the_run(terminal: Terminal) -> None:
-    terminal.process.send("\x01x")
-    shown, status = terminal.ends()
-    assert status == 0
-    assert shown.endswith("pyvmm: ended from the terminal\r\n")
-
-
 def test_leaving_the_shell_ends_the_run(terminal: Terminal) -> None:
     terminal.process.send("exit\r")
     shown, status = terminal.ends()
