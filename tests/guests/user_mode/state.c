@@ -84,8 +84,9 @@ void clobber_state(void)
 	store_state(&other);
 }
 
-static void compare_bytes(const char *what, const char *part, size_t index, const void *a,
-			  const void *b, size_t size)
+/* Of what differs in one register the first 8 bytes are told. */
+static void compare_register(const char *what, const char *letters, size_t number,
+			     const void *a, const void *b, size_t size)
 {
 	const uint64_t *expected = a, *found = b;
 	char name[80];
@@ -93,8 +94,9 @@ static void compare_bytes(const char *what, const char *part, size_t index, cons
 	for (size_t i = 0; i < size / 8; i++) {
 		if (expected[i] == found[i])
 			continue;
-		snprintf(name, sizeof name, "%s: %s%zu, bytes from %zu", what, part, index, 8 * i);
+		snprintf(name, sizeof name, "%s: %s%zu from byte %zu", what, letters, number, 8 * i);
 		expect(name, expected[i], found[i]);
+		return;
 	}
 }
 
@@ -104,6 +106,7 @@ void compare(const char *what)
 		"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
 		"r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15",
 	};
+	const char *letters = vector_bytes == 64 ? "zmm" : vector_bytes == 32 ? "ymm" : "xmm";
 	char name[80];
 
 	for (size_t i = 0; i < 16; i++) {
@@ -117,11 +120,12 @@ void compare(const char *what)
 	snprintf(name, sizeof name, "%s: mxcsr", what);
 	expect(name, wanted.mxcsr, seen.mxcsr);
 	for (size_t i = 0; i < 8; i++)
-		compare_bytes(what, "st", i, &wanted.x87[i], &seen.x87[i], 8);
+		compare_register(what, "st", i, &wanted.x87[i], &seen.x87[i], 8);
 	for (size_t i = 0; i < (vector_bytes == 64 ? 32 : 16); i++)
-		compare_bytes(what, "vector ", i, wanted.vectors[i], seen.vectors[i], vector_bytes);
+		compare_register(what, letters, i, wanted.vectors[i], seen.vectors[i],
+				 vector_bytes);
 	for (size_t i = 0; i < 8 && vector_bytes == 64; i++)
-		compare_bytes(what, "k", i, &wanted.masks[i], &seen.masks[i], 8);
+		compare_register(what, "k", i, &wanted.masks[i], &seen.masks[i], 8);
 }
 
 long call_keeping_state(uint64_t seed, long number, long a, long b, long c, long d)

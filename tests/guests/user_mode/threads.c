@@ -153,7 +153,7 @@ static void *count(void *number)
 
 		pthread_mutex_lock(&mutex);
 		value = counter;
-		if (i % 16 == (long)number)
+		if (i % 64 == (long)number)
 			sched_yield(); /* the others come, and have to wait */
 		counter = value + 1;
 		pthread_mutex_unlock(&mutex);
