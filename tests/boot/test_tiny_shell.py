@@ -1,7 +1,7 @@
 """A busybox shell in linux:tiny answers what is typed: on any KVM.
 
-Where KVM emulates kernel mode the shell is there after a minute or two, most of which is unpacking
-busybox, and then answers at once.
+Where KVM emulates kernel mode the shell is there after a minute, much of which is unpacking
+busybox; a command takes a second or a few, as fork, exec and exit are the kernel's work.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ void check_nested_signals(void);
 void check_timer_signal(void);
 void check_breakpoint(void);
 void check_undefined_instruction(void);
+void check_single_step(void);
 void check_division_by_zero(void);
 void check_privileged_instruction(void);
 void check_alternate_stack(void);

@@ -35,6 +35,7 @@ static const struct {
 	{"timer interrupting a loop", check_timer_signal},
 	{"int3", check_breakpoint},
 	{"ud2", check_undefined_instruction},
+	{"single step", check_single_step},
 	{"division by zero", check_division_by_zero},
 	{"hlt", check_privileged_instruction},
 	{"signal on a stack of its own", check_alternate_stack},

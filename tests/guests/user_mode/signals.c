@@ -18,9 +18,12 @@
 
 /* Vectors of exceptions: SDM 3A table 6-1 */
 #define DIVIDE_ERROR 0
+#define DEBUG 1
 #define BREAKPOINT 3
 #define INVALID_OPCODE 6
 #define GENERAL_PROTECTION 13
+
+#define TF 0x100 /* of RFLAGS */
 
 volatile struct caught caught;
 static const char *continuation;
@@ -39,6 +42,7 @@ static void on_signal(int number, siginfo_t *info, void *context)
 	caught.error_code = gregs[REG_ERR];
 	if (continuation)
 		gregs[REG_RIP] = (greg_t)continuation;
+	gregs[REG_EFL] &= ~TF;
 	if (number == SIGALRM)
 		alarms = 1;
 	clobber_state();
@@ -145,6 +149,14 @@ void check_undefined_instruction(void)
 	prepare(1);
 	expect_exception(around_undefined, SIGILL, ILL_ILLOPN, INVALID_OPCODE);
 	expect("si_addr", (uint64_t)at_undefined, caught.address);
+}
+
+void check_single_step(void)
+{
+	catch_signal(SIGTRAP, 0, NULL);
+	prepare(1);
+	expect_exception(around_step, SIGTRAP, TRAP_TRACE, DEBUG);
+	expect("behind the instruction", (uint64_t)after_step, caught.rip);
 }
 
 void check_division_by_zero(void)

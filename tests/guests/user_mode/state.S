@@ -150,6 +150,13 @@ after_\name:
 	ud2
 	behind	undefined
 
+	before	step
+	pushfq
+	orl	$0x100, (%rsp)	/* TF (SDM 1 3.4.3.3): a trap behind the instruction after POPF */
+	popfq
+	nop
+	behind	step
+
 	before	divide
 	div	%rcx
 	behind	divide

@@ -80,6 +80,7 @@ void store_state(struct state *state);
 AROUND(syscall);
 AROUND(breakpoint); /* int3 */
 AROUND(undefined);  /* ud2 */
+AROUND(step);       /* nop, with TF */
 AROUND(divide);     /* RDX:RAX by RCX */
 AROUND(halt);       /* hlt */
 AROUND(read);       /* (RDI) to AL */
