@@ -264,6 +264,14 @@ class Machine:
             total.update(loop.completions)
         return total
 
+    @property
+    def debug_registers_are_taken(self) -> bool:
+        """Whether pyvmm has set a hardware breakpoint of its own, to have SYSCALL enter the kernel.
+
+        The guest's own debug registers have no effect then, nor may a debugger take them.
+        """
+        return any(loop.debug_registers_are_taken for loop in self.board.loops)
+
     def placements(self) -> Iterator[Placement]:
         """What was put into guest memory, by address."""
         return self.board.placements()

@@ -105,6 +105,11 @@ class VcpuLoop:
         """How often which instruction was executed here instead of by KVM, by its mnemonic."""
         return dict(self._completer.counts) if self._completer is not None else {}
 
+    @property
+    def debug_registers_are_taken(self) -> bool:
+        """Whether a breakpoint of ours has taken the guest's debug registers from it."""
+        return self._completer is not None and self._completer.debug_registers_are_taken
+
     def kick(self) -> None:
         """Get the vCPU out of the guest to look at what is wanted of it."""
         if self.native_thread_id:

@@ -308,6 +308,11 @@ def _tell_what_happened(machine: Machine) -> None:
         counts = ", ".join(f"{name} {count}" for name, count in completions.most_common())
         total = completions.total()
         tell(f"pyvmm: {total} instruction{'s'[: total != 1]} completed: {counts}")
+    if machine.debug_registers_are_taken:
+        tell(
+            "pyvmm: hardware breakpoint 0 was taken, for system calls: the guest's own debug "
+            "registers had no effect"
+        )
     for port, (reads, writes) in sorted(machine.board.ports.unclaimed().items()):
         tell(f"  no device at port {port:#06x}: {reads} reads, {writes} writes")
     for gpa, (reads, writes) in sorted(machine.board.mmio.unclaimed().items()):

@@ -123,6 +123,11 @@ class Completer:
             elif leaf.function == 0x8000_0008:
                 self._max_phys_bits = leaf.eax & 0xFF
 
+    @property
+    def debug_registers_are_taken(self) -> bool:
+        """Whether the SYSCALL cure's breakpoint has taken the guest's debug registers from it."""
+        return self._syscall_cure is not None and self._syscall_cure.is_armed
+
     def complete(self, fetched: bytes) -> None:
         """Execute the instruction at RIP, which begins with ``fetched``, and move on.
 

@@ -67,6 +67,11 @@ class SyscallCure:
         self._handler_gva = 0
         """Where the breakpoint is; 0 as long as it is not armed."""
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether the breakpoint is set, and the guest's own debug registers are without effect."""
+        return self._handler_gva != 0
+
     def watch(self, idt: kvm_dtable, read_system: ReadSystem) -> None:
         """Have the breakpoint where the guest's page fault handler is now, if it has SYSCALL."""
         if not self._handler_gva and not self._vcpu.get_msrs([_MSR_LSTAR]).get(_MSR_LSTAR):

@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from build_guest import build
 from builders import elf
+from builders.assembler import assemble
 from builders.cli import PROMPT, last_line, pyvmm, running
 from builders.host import kvm_is_software
+
+from kvm_bindings import Kvm
+from pyvmm.probe import syscall_enters_the_kernel
 
 pytestmark = pytest.mark.boot
 
@@ -142,3 +146,30 @@ def test_what_is_added_to_the_command_line_is_told(
     )
     assert bool(found) is (kvm_is_software() if is_told is None else is_told)
     assert found is None or "rodata=" not in found[1]
+
+
+# Entered by PVH at 0x10. As far as the SYSCALL cure is concerned a kernel: it has an entry for
+# system calls (LSTAR, SDM 4 table 2-2), and gate 14 of its IDT leads somewhere.
+KERNEL_WITH_SYSCALLS = """
+    .org 0x10
+    mov $0xc0000082, %ecx; mov $0x1000, %eax; xor %edx, %edx; wrmsr
+    lidt idtr
+    popcnt %eax, %eax
+    mov $0xf4, %edx; xor %eax, %eax; out %al, %dx
+    idtr: .word 0xfff; .long idt
+    idt: .fill 14 * 16; .quad 0x00008e0000101000, 0
+"""
+
+
+@pytest.mark.parametrize("has_syscalls", [True, False])
+def test_debug_registers_that_are_taken_are_told(has_syscalls: bool, tmp_path: Path) -> None:
+    lines = KERNEL_WITH_SYSCALLS if has_syscalls else KERNEL_WITH_SYSCALLS.replace("wrmsr", "")
+    (tmp_path / "vmlinux").write_bytes(elf.vmlinux(assemble(lines, 32, 0x20_0000)))
+    result = pyvmm("run", "--kernel", tmp_path / "vmlinux", "--mem", "16M", "-v")
+    assert result.returncode == 0, result.stderr
+    told = re.findall(
+        rb"^pyvmm: .*: the guest's own debug registers had no effect$", result.stderr, re.MULTILINE
+    )
+    with Kvm() as kvm:
+        cured = not syscall_enters_the_kernel(kvm)
+    assert len(told) == (cured and has_syscalls)

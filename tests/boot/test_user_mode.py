@@ -45,6 +45,7 @@ def test_user_mode_is_in_a_guest_what_it_is_here(tmp_path: Path) -> None:
         result = machine.run(timeout_s=LIMIT_S)
         console = machine.console.output.decode(errors="replace").replace("\r\n", "\n")
         completions = machine.completions
+        debug_registers_are_taken = machine.debug_registers_are_taken
     assert result.outcome is Outcome.POWERED_OFF, console
     assert outcomes(console) == outcomes(here.stdout), console
     assert vector_bytes(console) == (16 if is_emulated_by_qemu() else vector_bytes(here.stdout))
@@ -52,6 +53,7 @@ def test_user_mode_is_in_a_guest_what_it_is_here(tmp_path: Path) -> None:
         cured = not syscall_enters_the_kernel(kvm)
     assert bool(completions) is kvm_is_software()
     assert (completions["syscall"] >= GETPPID_CALLS) is cured
+    assert debug_registers_are_taken is cured
 
 
 def outcomes(text: str) -> list[tuple[str, str]]:

@@ -79,6 +79,12 @@ def test_breakpoint_stands_on_the_page_fault_handler(vcpu: CuredVcpu) -> None:
     assert vcpu.breakpoints == [(control, [HANDLER, 0, 0, 0, 0, 0, 0, 0x401])]
 
 
+def test_debug_registers_are_said_to_be_taken_once_they_are(vcpu: CuredVcpu) -> None:
+    assert not vcpu.completer.debug_registers_are_taken
+    vcpu.complete_something()
+    assert vcpu.completer.debug_registers_are_taken
+
+
 def test_breakpoint_is_set_once(vcpu: CuredVcpu) -> None:
     vcpu.complete_something()
     vcpu.complete_something()
@@ -96,6 +102,7 @@ def test_guest_without_system_calls_keeps_its_debug_registers(vcpu: CuredVcpu) -
     vcpu.msrs[LSTAR] = 0
     vcpu.complete_something()
     assert vcpu.breakpoints == []
+    assert not vcpu.completer.debug_registers_are_taken
 
 
 def test_guest_without_an_idt_keeps_its_debug_registers(vcpu: CuredVcpu) -> None:
