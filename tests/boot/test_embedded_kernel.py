@@ -118,18 +118,6 @@ def test_ctrl_c_drops_the_line() -> None:
         assert guest.expect(PROMPT) == "poweroff\n> "
 
 
-def test_paste_arrives_whole() -> None:
-    lines = [f"line {number:05d} {'x' * 40}" for number in range(200)]
-    with session() as guest:
-        guest.expect(PROMPT)
-        guest.send("\n".join(lines) + "\npoweroff\n")
-        echoed = guest.expect("> poweroff\n")
-        assert guest.result().outcome is Outcome.POWERED_OFF
-    shown = [line.removeprefix("> ") for line in echoed.splitlines()]
-    # Each line twice: as it is typed, and as the answer.
-    assert shown == [line for line in lines for _ in range(2)] + ["poweroff"]
-
-
 def test_input_that_is_there_before_the_guest_is_not_lost() -> None:
     with session() as guest:
         guest.send("exit 9\n")
