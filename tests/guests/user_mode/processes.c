@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -171,6 +172,7 @@ void check_killed_child(void)
 
 	if (child == 0) {
 		signal(SIGILL, SIG_DFL);
+		prctl(PR_SET_DUMPABLE, 0); /* no core file */
 		__builtin_trap();
 	}
 	expect("waitpid", child, waitpid(child, &status, 0));

@@ -12,7 +12,7 @@
 
 	.text
 
-/* void load_state(const struct state *): x87, MXCSR and vector registers. Flags are lost. */
+/* void load_state(const struct state *): x87, MXCSR, vector and mask registers. */
 	.globl	load_state
 	.type	load_state, @function
 load_state:

@@ -3,12 +3,12 @@
  * signal, and a switch to another thread.
  *
  *   prepare(seed)       makes up a state in `wanted`, another one for each seed
- *   around_syscall()    puts the processor into `wanted`, executes SYSCALL, takes what is there then
- *                       down in `seen`; the other around_...() do the same with other instructions
+ *   around_syscall()    puts the processor into `wanted`, executes SYSCALL, and takes down in `seen`
+ *                       what is there then; the other around_...() do so with other instructions
  *   compare(what)       is what was seen what was wanted?
  *
- * `wanted` and `seen` are each thread's own, and found by FS: that works only if FS's base is right.
- * Segment registers are left out, and of AVX-512's the upper halves where there is no AVX512BW.
+ * `wanted` and `seen` are each thread's own, and found by FS: its base has to be right, too.
+ * Left out: segment registers, PKRU, AMX, and AVX-512 on processors without AVX512BW.
  */
 
 #ifndef STATE_H
@@ -66,7 +66,7 @@ void compare(const char *what);
 /* Leave nothing in the registers that a compiler's code does not look after. */
 void clobber_state(void);
 
-/* A system call by around_syscall(), from a state made of `seed`; all that it must keep is compared.
+/* A system call by around_syscall(), from a state made of `seed`; what it must keep is compared.
  * Returns what is in RAX: a result, or an error's number, negative. */
 long call_keeping_state(uint64_t seed, long number, long a, long b, long c, long d);
 
@@ -87,9 +87,10 @@ AROUND(read);       /* (RDI) to AL */
 AROUND(write);      /* AL to (RDI) */
 AROUND(jump);       /* to RDI */
 AROUND(loop);       /* RCX times, more than none; no flags changed */
-AROUND(wait);       /* until `alarms` is not 0, which RCX then has; no flags changed */
+AROUND(wait);       /* until a signal interrupts it: RCX is `alarms`; no flags changed */
 #undef AROUND
 
+/* Set to 1 by a signal that finds the program in around_wait(). */
 extern volatile uint64_t alarms;
 
 #endif /* !__ASSEMBLER__ */
