@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyvmm.cli.messages import complain, tell
 from pyvmm.outcome import Outcome
+from pyvmm.signals import Signalled, signals_raise
 from pyvmm.testing.command import run_in_guest
 from pyvmm.testing.initramfs import make_initramfs
 from pyvmm.testing.outcomes import (
@@ -47,17 +48,21 @@ def run_command(
 
     stdin = b"" if os.isatty(0) else sys.stdin.buffer.read()
     text = command[0] if len(command) == 1 else shlex.join(command)
-    with tempfile.TemporaryDirectory(prefix="pyvmm-") as directory:
-        if config.initrd is None:
-            config = config._replace(initrd=make_initramfs(os.path.join(directory, "initramfs")))
-        try:
+    try:
+        with signals_raise(), tempfile.TemporaryDirectory(prefix="pyvmm-") as directory:
+            if config.initrd is None:
+                initramfs = make_initramfs(os.path.join(directory, "initramfs"))
+                config = config._replace(initrd=initramfs)
             done = run_in_guest(config, text, stdin, show, timeout_s=timeout_s)
-        except (GuestFailure, VmmError) as failure:
-            if not verbose:
-                lines = plain_text(bytes(console)).splitlines()
-                tell("\n".join(lines[-_LAST_LINES:]))
-            complain(failure)
-            return _status_of(failure)
+    except Signalled as signalled:
+        tell(f"pyvmm: {signalled}")
+        return 128 + signalled.number
+    except (GuestFailure, VmmError) as failure:
+        if not verbose:
+            lines = plain_text(bytes(console)).splitlines()
+            tell("\n".join(lines[-_LAST_LINES:]))
+        complain(failure)
+        return _status_of(failure)
     sys.stdout.buffer.write(done.stdout)
     sys.stdout.buffer.flush()
     sys.stderr.buffer.write(done.stderr)

@@ -14,6 +14,7 @@ from pyvmm.machine import Machine
 from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
 from pyvmm.serial_backend import File, SerialBackend, Stdio, open_backend
+from pyvmm.signals import FATAL_SIGNALS
 from pyvmm.terminal import guard_standard_fds
 
 if TYPE_CHECKING:
@@ -193,9 +194,6 @@ def _tell_notes(backends: Sequence[SerialBackend | None]) -> None:
             tell(f"pyvmm: {note}")
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-
-
 def machine_config(args: Namespace) -> MachineConfig:
     """What the options say, but for the kernel, which may have to be fetched."""
     return boot_config(args)._replace(
@@ -262,7 +260,7 @@ def ended_by_signals(
     # stays ignored.
     previous = {
         number: signal.signal(number, end)
-        for number in _SIGNALS
+        for number in FATAL_SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, go_on)

@@ -13,7 +13,6 @@ import os
 import selectors
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,11 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvmm.errors import ConfigError, HostError
 from pyvmm.lab.monitor import describe_processor
 from pyvmm.loader.files import write_whole
+from pyvmm.signals import Signalled, signals_raise
 from pyvmm.terminal import RawTerminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType
 
     from pyvmm.lab.image import LabImage
 
@@ -47,7 +46,6 @@ _QEMU = "qemu-system-x86_64"
 #   0Fh, 3.4 s at 14h, and 5.9 s at 19h, whose flaws a guest's kernel has to work around.
 _CPU = "max,pku=off,la57=off,erms=off,fsrm=off,family=20,model=2"
 
-_FATAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LAST_LINES = 20
 
 
@@ -66,14 +64,6 @@ class Job(NamedTuple):
     """Where to put the log of the machine's kernel, and at a timeout its processor's state."""
 
 
-class _Signalled(Exception):  # noqa: N818 - the user's wish, no error
-    """Raised out of whatever was going on by a signal that is to end us."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.number = number
-
-
 def run_in_lab(image: LabImage, job: Job) -> int:
     """Run the job and return what scripts/lab shall end with.
 
@@ -86,7 +76,7 @@ def run_in_lab(image: LabImage, job: Job) -> int:
             "`apt-get install --no-install-recommends qemu-system-x86` (as root)"
         )
     try:
-        with _signals_raise(), tempfile.TemporaryDirectory(prefix="pyvmm-lab-") as exchange:
+        with signals_raise(), tempfile.TemporaryDirectory(prefix="pyvmm-lab-") as exchange:
             _write_job(exchange, job)
             with _started(_qemu_command(image, job, exchange), exchange) as qemu:
                 in_time = _pump(qemu, job.timeout_s)
@@ -96,7 +86,7 @@ def run_in_lab(image: LabImage, job: Job) -> int:
                 _copy_log(exchange, job.log)
             if in_time:
                 return _status(exchange, qemu.returncode)
-    except _Signalled as signalled:
+    except Signalled as signalled:
         return 128 + signalled.number
     print(
         f"lab: still running after {job.timeout_s:g} s, so it was ended; --timeout gives it longer"
@@ -220,32 +210,6 @@ def _started(command: list[str], exchange: str) -> Iterator[subprocess.Popen[byt
             yield qemu
         finally:
             qemu.kill()
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """While inside, a signal that would end this process raises instead, and so unwinds.
-
-    Once: from then on they are ignored, until the process has ended as it was told.
-    """
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        for again in _FATAL_SIGNALS:
-            signal.signal(again, signal.SIG_IGN)
-        raise _Signalled(number)
-
-    # One that we were started to ignore, as by nohup, stays ignored.
-    previous = {
-        number: signal.signal(number, handle)
-        for number in _FATAL_SIGNALS
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            if signal.getsignal(number) is handle:
-                signal.signal(number, handler)
 
 
 # What comes out.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,38 @@ def test_run_that_no_signal_ended_leaves_the_handlers_as_they_were() -> None:
     assert set(inside).isdisjoint(before)
     assert [signal.getsignal(number) for number in numbers] == before
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+
+
+# Instead of a guest: somebody who ends us while it runs.
+GUEST_COMMAND = """
+import os, signal, sys, threading
+from pyvmm.cli import guest_command
+from pyvmm.config import MachineConfig
+
+def run_in_guest(*args, **kwargs):
+    os.kill(os.getpid(), signal.{number})
+    threading.Event().wait()
+
+guest_command.make_initramfs = lambda path: open(path, "x").close() or path
+guest_command.run_in_guest = run_in_guest
+sys.exit(guest_command.run_command(MachineConfig(kernel="vmlinux"), ["true"], None, False))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_ends_a_command_for_the_guest_leaves_no_files(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    program = GUEST_COMMAND.format(number=number.name)
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert (result.returncode, result.stderr.decode()) == (
+        128 + number,
+        f"pyvmm: ended by {number.name}\n",
+    )
+    assert list(tmp_path.iterdir()) == []
