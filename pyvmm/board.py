@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 # How far apart the ticks of a PIT of ours are, at least (devices/pit.py): while Linux boots nobody
 # waits for them; afterwards they share the processor out, and end sleeps.
-_TICK_FLOOR_OF_BOOT_NS = 100_000_000
+_TICK_FLOOR_OF_BOOT_NS = 250_000_000
 _TICK_FLOOR_NS = 20_000_000
 
 
