@@ -151,7 +151,7 @@ def _parameters_for(version: Version, cpu_count: int) -> list[_Parameter]:
         # init/main.c keeps a list.
         _Parameter("initcall_blacklist", ",".join(initcalls), adds_up=True),
         _Parameter("cryptomgr.notests", None),
-        # For one processor Linux takes each LOCK prefix out of itself, through a mapping of its own.
+        # With one processor Linux takes each LOCK prefix out of itself, by a mapping for each.
         _Parameter("noreplace-smp", None),
         _Parameter("rodata", "off"),  # splits large pages, then checks all of them
         _Parameter("mitigations", "off", unless=_MITIGATIONS),

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+from kvm_bindings import constants
 from pyvmm.terminal import ConsoleWriter
 from pyvmm.threads import start_thread
 from pyvmm.units import KiB
@@ -100,12 +101,16 @@ class Progress:
 
 
 def where_it_boots(machine: Machine) -> str | None:
-    """Where the first vCPU is; None if there have been system calls."""
+    """Where the first vCPU is; None if it waits for an interrupt, or user space runs."""
     if not machine.board.is_booting:
         return None
     machine.pause()
-    rip = machine.vcpus[0].get_regs().rip
+    vcpu = machine.vcpus[0]
+    rip, user_mode = vcpu.get_regs().rip, vcpu.get_sregs().ss.dpl == 3
+    waits = vcpu.get_mp_state() == constants.KVM_MP_STATE_HALTED
     machine.resume()
+    if waits or user_mode:
+        return None
     name = machine.board.name_of(rip)
     return f"in {name}" if name else f"at {rip:#x}"
 
@@ -178,8 +183,8 @@ class Milestones:
 class SilenceWatch:
     """Tells where the guest is, each time that it has said nothing for ``silence_s``.
 
-    ``look`` gives what it is at, or None when silence is no news any more; it is called from a
-    thread of this class's own. ``last_output``, like ``start``, is one of ``clock``'s times.
+    ``look`` gives what it is at, or None if that is not worth telling; it is called from a thread
+    of this class's own. ``last_output``, like ``start``, is one of ``clock``'s times.
     """
 
     def __init__(
@@ -217,8 +222,7 @@ class SilenceWatch:
             if self._last_output() > last_news:
                 continue
             what = self._look()
-            if what is None:
-                return
             last_news = self._clock()
-            seconds = last_news - self._start
-            self._tell(f"pyvmm: {seconds:.1f} s, {self._exits()} exits: {what}")
+            if what is not None:
+                seconds = last_news - self._start
+                self._tell(f"pyvmm: {seconds:.1f} s, {self._exits()} exits: {what}")

@@ -81,6 +81,15 @@ def test_slow_boot_can_be_looked_at_and_a_quick_one_is_not(machine: Machine) -> 
         assert where is None
 
 
+def test_guest_that_waits_is_not_looked_at_as_one_that_boots() -> None:
+    config = MachineConfig(kernel=embedded.path("kernel.elf"), memory_bytes=16 * MiB)
+    with Machine(config) as machine:
+        machine.start()
+        machine.console.expect(rb"> $", timeout_s=20)
+        while where_it_boots(machine) is not None:
+            pass
+
+
 def test_cmpxchg16b_is_hidden_where_kernel_mode_is_emulated(machine: Machine) -> None:
     if not kvm_is_software():
         pytest.skip("hardware runs the guest's kernel mode here")

@@ -89,7 +89,10 @@ def test_line_without_an_end_takes_no_memory() -> None:
 
 
 class Quiet:
-    """A guest that says nothing, and stands at each of ``places`` when it is looked at."""
+    """A guest that says nothing, and stands at each of ``places`` when it is looked at.
+
+    There is nothing more to tell of it afterwards.
+    """
 
     def __init__(self, places: list[str | None]) -> None:
         self._places = iter(places)
@@ -99,7 +102,7 @@ class Quiet:
 
     def look(self) -> str | None:
         self.looked.release()
-        return next(self._places)
+        return next(self._places, None)
 
     def watched(self, silence_s: float) -> SilenceWatch:
         return SilenceWatch(
@@ -113,9 +116,9 @@ class Quiet:
 
 
 def test_silence_is_told_with_what_the_guest_is_at() -> None:
-    guest = Quiet(["in one+0x1", "in two+0x2", None])
+    guest = Quiet(["in one+0x1", None, "in two+0x2"])
     watch = guest.watched(silence_s=0.01)
-    for _ in range(3):
+    for _ in range(4):
         assert guest.looked.acquire(timeout=10)
     watch.close()
     assert [re.sub(r"[\d.]+ s", "T s", line) for line in guest.told] == [
