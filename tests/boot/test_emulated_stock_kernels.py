@@ -1,6 +1,6 @@
 """Debian's own kernels to user space where KVM emulates kernel mode: minutes each.
 
-pytest -m long -k 6.1
+pytest -m long -k 6.1-cloud
 """
 
 from __future__ import annotations
