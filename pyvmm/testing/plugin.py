@@ -170,8 +170,8 @@ def _ground(request: pytest.FixtureRequest) -> None:
         request.config.getoption("--pyvmm-ground") == "auto"
     ):
         pytest.skip(
-            "this /dev/kvm emulates kernel mode (`pyvmm doctor` tells more), where stock kernels "
-            "stop; --pyvmm-ground=kvm boots them all the same"
+            "this /dev/kvm emulates kernel mode (`pyvmm doctor` tells more), where a stock kernel "
+            "takes minutes; --pyvmm-ground=kvm boots it all the same"
         )
 
 

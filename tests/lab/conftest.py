@@ -1,4 +1,4 @@
-"""The tests here boot stock kernels, which run natively in kernel mode or not at all.
+"""The tests here boot stock kernels, often: each takes minutes where KVM emulates kernel mode.
 
 On a software KVM they are skipped. `scripts/lab test` runs them on a hardware-style one; there
 (PYVMM_LAB=1) a test that cannot run fails.
