@@ -5,7 +5,7 @@
 
 What stands where afterwards:
 
-    kvm, vm      /dev/kvm and the VM: interrupt chips and timer live in the kernel
+    kvm, vm      /dev/kvm and the VM: interrupt chips live in the kernel, and the timer mostly does
     memory       guest RAM, handed to KVM as slots
     kernel       what the loader placed, and where it can be entered
     ports, mmio  which device answers at which address
@@ -156,10 +156,11 @@ class Board:
         self.protocol = prepared.protocol
         self.entry_gpa = prepared.entry_gpa
         self.notes = prepared.notes
-        self.tuning = prepared.tuning or ()
+        tuned = prepared.tuned
+        self.tuning = tuned.added if tuned is not None else ()
         # With one processor only: more of them have their local APICs' timers for ticks.
         has_dear_ticks = self._emulated and self.config.cpus == 1
-        self._makes_ticks = has_dear_ticks and prepared.tuning is not None
+        self._makes_ticks = has_dear_ticks and tuned is not None and tuned.ticks_by_pit
         self._placements = prepared.placements
         return prepared.plan.entry
 
@@ -219,7 +220,9 @@ class Board:
 
         xsave_bytes = self.vm.check_extension(constants.KVM_CAP_XSAVE2)
         cure = None
-        if not syscall_enters_the_kernel(self.kvm):
+        if syscall_enters_the_kernel(self.kvm):  # and we will not see the first one
+            self._take_first_system_call()
+        else:
             cure = SyscallCure(vcpu, on_first=self._take_first_system_call)
         return Completer(vcpu, self.memory, xsave_bytes, cure)
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import Counter
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_bindings import KvmError, install_kick_signal
 from pyvmm.board import Board
 from pyvmm.console import Console, PanicWatch, SerialInput
-from pyvmm.errors import MachineStateError
+from pyvmm.errors import HostError, MachineStateError
 from pyvmm.outcome import Outcome, RunResult
 from pyvmm.threads import start_thread
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 # How often the supervisor looks whether bytes wait in the coalesced ring of a guest that does not
 # exit: the longest that the last byte before a HLT can take to be seen.
 _TICK_S = 0.01
+# How long a vCPU that is resumed is given to wake up, each time that it is looked at.
+_WAKE_UP_S = 0.0005
 # After so many ticks without an exit all vCPUs are kicked: have they halted for good?
 _INSPECTION_TICKS = 25
 # How long a kernel that has panicked may go on, to print what it knows.
@@ -150,7 +153,13 @@ class Machine:
         if self._supervisor is not None:
             raise MachineStateError("the machine was started before; make a new one")
         self._kick_signal = install_kick_signal()
-        self._supervisor = _start_thread("machine", self._supervise)
+        # Known before it runs: a signal may raise here as soon as it does.
+        self._supervisor = threading.Thread(target=self._supervise, name="machine", daemon=True)
+        try:
+            start_thread(self._supervisor)
+        except HostError:
+            self._supervisor = None
+            raise
 
     def wait(self, timeout_s: float | None = None) -> RunResult | None:
         """Wait for the end of the run: how it ended, or None if it has not after ``timeout_s``.
@@ -392,7 +401,7 @@ def _park(loops: list[VcpuLoop]) -> None:
     for loop in loops:
         loop.pause()
     for loop in loops:
-        while not loop.parked.is_set():
+        while not (loop.parked.is_set() or loop.has_ended):
             loop.kick()
             loop.parked.wait(_TICK_S)
         try:
@@ -404,6 +413,9 @@ def _park(loops: list[VcpuLoop]) -> None:
 def _unpark(loops: list[VcpuLoop]) -> None:
     for loop in loops:
         loop.resume()
+    for loop in loops:
+        while loop.parked.is_set():  # or the next pause would take it for its own
+            time.sleep(_WAKE_UP_S)
 
 
 def _end_loops(loops: list[VcpuLoop], threads: list[threading.Thread]) -> None:

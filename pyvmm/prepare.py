@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyvmm.loader.image import KernelImage
     from pyvmm.loader.load import LoadedKernel
     from pyvmm.memory import GuestMemory
+    from pyvmm.tuning import Tuned
 
 # As many as Linux's generator takes for a full seed (include/crypto/chacha.h, CHACHA_KEY_SIZE).
 _RNG_SEED_BYTES = 32
@@ -44,9 +45,9 @@ class Prepared(NamedTuple):
     placements: list[Placement]
     notes: list[str]
     """What the image was wrapped in, and what of it was used: for people who want to know."""
-    tuning: tuple[str, ...] | None = None
-    """What was added to the command line because kernel mode is emulated. None: this is no Linux
-    that would know it, or it was not to be told."""
+    tuned: Tuned | None = None
+    """What the command line has become because kernel mode is emulated. None: this is no Linux that
+    would know it, or it was not to be told."""
 
 
 def prepare(
@@ -75,9 +76,10 @@ def prepare(
         protocol, entry_gpa = boot.choose(config.protocol, kernel)
     except KernelImageError as error:
         raise error.about(image.name) from error
-    tuning: tuple[str, ...] | None = None
+    tuned: Tuned | None = None
     if config.tune is Tune.SOFTWARE or (config.tune is Tune.AUTO and emulated):
-        text, tuning = _tune(text, image, kernel, memory, config.cpus)
+        tuned = _tune(text, image, kernel, memory, config.cpus)
+        text = tuned.cmdline if tuned is not None else text
     if protocol is boot.Protocol.MULTIBOOT:  # which has the file's name in front
         text = f"{os.fsdecode(_name_of(config.kernel))} {text}"
     cmdline = place_cmdline(text, memory, kernel)
@@ -98,7 +100,7 @@ def prepare(
     for blob in plan.blobs:
         blob.write_to(memory)
         placements.append(Placement(blob.name, blob.gpa, len(blob.data)))
-    return Prepared(kernel, protocol, entry_gpa, plan, placements, _notes(config, image), tuning)
+    return Prepared(kernel, protocol, entry_gpa, plan, placements, _notes(config, image), tuned)
 
 
 def _choose_cmdline(config: MachineConfig, image: KernelImage) -> str:
@@ -112,14 +114,14 @@ def _choose_cmdline(config: MachineConfig, image: KernelImage) -> str:
 
 def _tune(
     text: str, image: KernelImage, kernel: LoadedKernel, memory: GuestMemory, cpu_count: int
-) -> tuple[str, tuple[str, ...] | None]:
-    """The command line, and what of it was added for an emulated kernel mode."""
+) -> Tuned | None:
+    """The command line for an emulated kernel mode; None if this is no Linux."""
     from pyvmm.loader.linux_version import linux_version
     from pyvmm.tuning import tune_for_emulation
 
     version = linux_version(image.data, kernel, memory)
     if version is None:
-        return text, None
+        return None
     return tune_for_emulation(text, version, cmdline_limit(kernel) + 1, cpu_count)
 
 

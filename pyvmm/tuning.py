@@ -29,6 +29,8 @@ class Tuned(NamedTuple):
 
     cmdline: str
     added: tuple[str, ...] = ()
+    ticks_by_pit: bool = False
+    """Whether the kernel has its ticks from the PIT, and does not keep its time by them."""
 
 
 # Features whose use costs emulated instructions, or ends in one that KVM cannot emulate: their
@@ -126,7 +128,9 @@ def tune_for_emulation(
         except CmdlineError:  # no room; for a shorter one there may be
             continue
         added.append(text)
-    return Tuned(str(cmdline), tuple(added)) if added else Tuned(line)
+    has_pit = "nolapic_timer" in added or bool(given & {"nolapic_timer", "noapictimer", "nolapic"})
+    ticks_by_pit = has_pit and not given & {"notsc", "clocksource"}
+    return Tuned(str(cmdline) if added else line, tuple(added), ticks_by_pit)
 
 
 def _comparable(name: str) -> str:
@@ -145,13 +149,16 @@ def _parameters_for(version: Version, cpu_count: int) -> list[_Parameter]:
         # The ticks are to come from the PIT, where the board can make them fewer. More processors
         # than one cannot do with its alone.
         parameters.append(_Parameter("nolapic_timer", None, unless=_TIMERS))
+        # A kernel without CONFIG_KVM_GUEST would want more ticks at once than there are.
+        parameters.append(_Parameter("no_timer_check", None))
     initcalls = _INITCALLS if version >= _TYPES_ARE_PARSED_SINCE else (*_INITCALLS, _CUBIC)
     return [
         *parameters,
         # init/main.c keeps a list.
         _Parameter("initcall_blacklist", ",".join(initcalls), adds_up=True),
         _Parameter("cryptomgr.notests", None),
-        # With one processor Linux takes each LOCK prefix out of itself, by a mapping for each.
+        # With one processor Linux takes each LOCK prefix out of itself, by a mapping for each. (It
+        # does no harm where there are more.)
         _Parameter("noreplace-smp", None),
         _Parameter("rodata", "off"),  # splits large pages, then checks all of them
         _Parameter("mitigations", "off", unless=_MITIGATIONS),

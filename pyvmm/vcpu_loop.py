@@ -87,6 +87,8 @@ class VcpuLoop:
         """What the last kick found: the vCPU cannot go on by itself, with this as the reason."""
         self.parked = Event()
         """Set while the vCPU stands still after ``pause``: its state may be looked at."""
+        self.has_ended = False
+        """Whether ``run`` is over: it will not park any more."""
         self._may_run = Event()
         self._may_run.set()
         self._device_lock = device_lock
@@ -134,6 +136,8 @@ class VcpuLoop:
             return ended.result
         except KvmError as error:
             return RunResult(Outcome.KVM_FAILURE, f"KVM could not run the guest: {error}")
+        finally:
+            self.has_ended = True
 
     def _run(self) -> RunResult:
         vcpu = self.vcpu

@@ -19,6 +19,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from kvm_bindings import constants
+from pyvmm.errors import PyvmmError
 from pyvmm.terminal import ConsoleWriter
 from pyvmm.threads import start_thread
 from pyvmm.units import KiB
@@ -105,10 +106,12 @@ def where_it_boots(machine: Machine) -> str | None:
     if not machine.board.is_booting:
         return None
     machine.pause()
-    vcpu = machine.vcpus[0]
-    rip, user_mode = vcpu.get_regs().rip, vcpu.get_sregs().ss.dpl == 3
-    waits = vcpu.get_mp_state() == constants.KVM_MP_STATE_HALTED
-    machine.resume()
+    try:
+        vcpu = machine.vcpus[0]
+        rip, user_mode = vcpu.get_regs().rip, vcpu.get_sregs().ss.dpl == 3
+        waits = vcpu.get_mp_state() == constants.KVM_MP_STATE_HALTED
+    finally:
+        machine.resume()
     if waits or user_mode:
         return None
     name = machine.board.name_of(rip)
@@ -221,7 +224,10 @@ class SilenceWatch:
                 return
             if self._last_output() > last_news:
                 continue
-            what = self._look()
+            try:
+                what = self._look()
+            except (PyvmmError, ValueError):  # it has ended, or been reset, meanwhile
+                what = None
             last_news = self._clock()
             if what is not None:
                 seconds = last_news - self._start

@@ -4,10 +4,10 @@ Spec: Intel 8254 datasheet (231164-005); IBM PC AT Technical Reference (March 19
 Timers", for what its counters are connected to.
 
 Where KVM has hardware under it, KVM's own timer (KVM_CREATE_PIT2) is used, which is quicker and
-never late. Where KVM emulates the guest's kernel mode, a tick takes the guest some milliseconds to
-handle, and a kernel that asks for one every 4 ms does little else. There this one stands, and its
-ticks have a *floor*: the least time from one to the next, whatever the guest has asked for. A guest
-that keeps its time by its ticks alone falls behind by that; Linux has its TSC for it.
+holds nothing back. Where KVM emulates the guest's kernel mode, a tick takes the guest some
+milliseconds to handle, and a kernel that asks for one every 4 ms does little else. There this one
+stands, and its ticks have a *floor*: the least time from one to the next, whatever the guest has
+asked for. A guest that keeps its time by its ticks alone falls behind by that; Linux has its TSC.
 
     counter 0   gate always on    OUT is IRQ 0: a tick is its rising edge
     counter 1   gate always on    OUT refreshed the AT's memory, and goes nowhere
@@ -16,15 +16,14 @@ that keeps its time by its ticks alone falls behind by that; Linux has its TSC f
 Nothing counts here. What a counter shows, and when OUT is to rise next, is made up from the time
 that has passed since it was loaded; a thread sleeps until a tick is due.
 
-    load     the count N         ticks since   a counter's gate on, so many
-                                               1193182ths of a second ago
+A count N is loaded; ticks are the 1193182ths of a second since, as long as the gate was on.
 
     mode 0   OUT low,  high at N, stays          4   high, low for one tick at N, once
          1   as 0, started by the gate           5   as 4, started by the gate
          2   high, low for the last tick of N    3   high and low for half of N each
 
 Left out: that a counter takes a new count only at its next clock, and in modes 2 and 3 at the end
-of its period; it takes it at once, as KVM's does.
+of its period; it takes it at once, as KVM's does. In modes 1 and 5 a new count ends what runs.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class Counter:
     def __init__(self, *, gate: bool) -> None:
         self._gate = gate
         self._access = _LOW_THEN_HIGH
-        self._mode = _SQUARE
+        self._mode = self._mode_written = _SQUARE
         self._is_bcd = False
         self._count: int | None = None  # none was loaded since the control word
         self._elapsed_ns = 0  # up to ``_since_ns``; or all of it, while that is None
@@ -90,6 +89,7 @@ class Counter:
         """Take a control word that is not a latch command."""
         mode = word >> _MODE_SHIFT & _MODE_MASK
         self._mode = mode & 3 if mode > _TRIGGERED_STROBE else mode  # bit 2 is ignored in 6 and 7
+        self._mode_written = mode
         self._access = word >> _ACCESS_SHIFT & _ACCESS_MASK
         self._is_bcd = bool(word & _BCD)
         self._count = None
@@ -136,9 +136,9 @@ class Counter:
         if self._latched_status is None:
             self._latched_status = (
                 (_STATUS_OUT if self.out(now_ns) else 0)
-                | (_STATUS_NULL_COUNT if self._count is None else 0)
+                | (0 if self._has_started else _STATUS_NULL_COUNT)
                 | self._access << _ACCESS_SHIFT
-                | self._mode << _MODE_SHIFT
+                | self._mode_written << _MODE_SHIFT
                 | self._is_bcd
             )
 
@@ -166,7 +166,7 @@ class Counter:
             return self._mode != _ONE_SHOT
         if self._mode in _PERIODIC and not self._gate:
             return True
-        if self._mode in _STARTED_BY_GATE and self._since_ns is None:
+        if not self._has_started:
             return True
         ticks = self._ticks(now_ns)
         match self._mode:
@@ -203,6 +203,12 @@ class Counter:
         starts = self._gate and self._mode not in _STARTED_BY_GATE
         self._since_ns = now_ns if starts else None
 
+    @property
+    def _has_started(self) -> bool:
+        """Whether there is a count, and nothing, as in modes 1 and 5 the gate, to wait for."""
+        waits = self._mode in _STARTED_BY_GATE and self._since_ns is None
+        return self._count is not None and not waits
+
     def _ns_counted(self, now_ns: int) -> int:
         if self._since_ns is None:
             return self._elapsed_ns
@@ -216,8 +222,11 @@ class Counter:
         if self._count is None:
             return 0
         ticks = self._ticks(now_ns)
-        if self._mode == _SQUARE:  # counts by two, twice a period
-            remaining = (self._count & ~1) - 2 * ticks % self._count
+        if self._mode == _SQUARE:  # counts by two, down from the even number, in each half
+            high = (self._count + 1) // 2
+            in_period = ticks % self._count
+            in_half = in_period - high if in_period >= high else in_period
+            remaining = (self._count & ~1) - 2 * in_half
         elif self._mode == _RATE:
             remaining = self._count - ticks % self._count
         else:
@@ -230,7 +239,8 @@ class Counter:
 class Pit:
     """The timer at offsets 0 to 2 (counters) and 3 (control). ``close`` ends its thread.
 
-    ``irq`` is IRQ 0. ``floor_ns`` may be changed at any time. ``clock_ns`` does not go back.
+    ``irq`` is IRQ 0. ``floor_ns`` may be changed at any time, and holds from the next tick on.
+    ``clock_ns`` does not go back.
     """
 
     access_bytes = 1
@@ -247,7 +257,8 @@ class Pit:
         self._is_closed = False
         self._thread: Thread | None = None
         self._changed = Condition()
-        """Guards all of it: the guest comes from a vCPU's thread, ticks from ours."""
+        """Guards all of it: the guest comes from a vCPU's thread, ticks from ours. ``tick`` and
+        ``next_tick_ns`` are called with it held."""
 
     def read(self, offset: int, size: int) -> int:
         """Read a counter. The control word cannot be read."""
@@ -323,8 +334,9 @@ class Pit:
         """Counter 0 was changed: what it would have done before is off."""
         self._seen_until_ns = now_ns
         if self._thread is None:
-            self._thread = Thread(target=self._run, name="pit", daemon=True)
-            start_thread(self._thread)
+            thread = Thread(target=self._run, name="pit", daemon=True)
+            start_thread(thread)
+            self._thread = thread
         self._changed.notify()
 
     def _run(self) -> None:

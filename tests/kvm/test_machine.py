@@ -27,7 +27,7 @@ from pyvmm.errors import (
     KernelImageError,
     MachineStateError,
 )
-from pyvmm.machine import STOPPED, Machine
+from pyvmm.machine import STOPPED, Machine, _park
 from pyvmm.memory import Backing, HugePages
 from pyvmm.outcome import Outcome, RunResult
 from pyvmm.units import GiB, MiB
@@ -79,6 +79,23 @@ def test_slow_boot_can_be_looked_at_and_a_quick_one_is_not(machine: Machine) -> 
         assert re.fullmatch(r"at 0x[0-9a-f]+", where)  # this guest has no symbols
     else:
         assert where is None
+
+
+def test_pause_of_a_machine_whose_vcpu_has_just_ended_comes_back(machine: Machine) -> None:
+    (loop,) = machine.board.loops
+    loop.end = STOPPED
+    loop.vcpu.immediate_exit = True
+    loop.run()
+    _park([loop])  # what the supervisor does before it has heard of the end
+    assert not loop.parked.is_set()
+
+
+def test_resumed_vcpu_is_parked_no_more(machine: Machine) -> None:
+    machine.start()
+    for _ in range(50):
+        machine.pause()
+        machine.resume()
+        assert not any(loop.parked.is_set() for loop in machine.board.loops)
 
 
 def test_guest_that_waits_is_not_looked_at_as_one_that_boots() -> None:

@@ -7,11 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 from builders.irq import RecordingIrq
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyvmm.devices.pit import PIT_HZ, Pit, PortB
+from pyvmm.errors import HostError
 
 CONTROL = 3
 HOUR_NS = 3600 * 10**9
+
+
+class UntickedPit(Pit):
+    """Its thread does nothing: when there is a tick the tests say."""
+
+    def _run(self) -> None:
+        pass
 
 
 class Timer:
@@ -20,7 +30,7 @@ class Timer:
     def __init__(self, floor_ticks: int = 0) -> None:
         self.now_ns = HOUR_NS
         self.irq = RecordingIrq()
-        self.pit = Pit(self.irq, ticks_to_ns(floor_ticks), lambda: self.now_ns)
+        self.pit = UntickedPit(self.irq, ticks_to_ns(floor_ticks), lambda: self.now_ns)
         self.port_b = PortB(self.pit)
         self._began_ns = self.now_ns
 
@@ -114,7 +124,12 @@ def test_control_word_sets_out_and_waits_for_a_count(timer: Timer) -> None:
 def test_modes_6_and_7_are_2_and_3(timer: Timer) -> None:
     for mode in (6, 7):
         timer.pit.write(CONTROL, 1, 0x30 | mode << 1)
-        assert timer.status(0) >> 1 & 7 == mode - 4
+        assert timer.status(0) >> 1 & 7 == mode  # as it was written
+        timer.program(0, mode, 4)
+        assert timer.next_tick() == 4
+        timer.pass_ticks(2)
+        assert timer.out(0) is (mode == 6)
+        timer = Timer()
 
 
 def test_count_of_0_is_the_largest(timer: Timer) -> None:
@@ -139,6 +154,45 @@ def test_count_of_a_single_byte_leaves_the_other_0(timer: Timer) -> None:
     timer.pit.write(0, 1, 0x80)
     assert timer.next_tick() == 0x8000
     assert timer.pit.read(0, 1) == 0x80
+
+
+def test_odd_square_wave_counts_down_from_the_even_number_twice(timer: Timer) -> None:
+    timer.program(0, 3, 5)
+    seen = []
+    for _ in range(6):
+        seen.append(timer.count(0))
+        timer.pass_ticks(1)
+    assert seen == [4, 2, 0, 4, 2, 4]
+
+
+def test_count_that_waits_for_its_gate_is_not_in_the_counter(timer: Timer) -> None:
+    timer.program(2, 1, 100)
+    assert timer.status(2) & 0x40
+    timer.port_b.write(0, 1, 0x01)
+    assert not timer.status(2) & 0x40
+
+
+def test_host_that_gives_no_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise HostError("no thread")
+
+    monkeypatch.setattr("pyvmm.devices.pit.start_thread", refuse)
+    timer = Timer()
+    with pytest.raises(HostError):
+        timer.program(0, 2, 100)
+    timer.pit.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 255), st.integers(0, 10**15))))
+def test_no_guest_gets_more_than_bytes_out_of_it(accesses: list[tuple[int, int, int]]) -> None:
+    timer = Timer()
+    for port, value, wait_ns in accesses:
+        timer.now_ns += wait_ns
+        device, offset = (timer.pit, port) if port < 4 else (timer.port_b, 0)
+        device.write(offset, 1, value)
+        assert 0 <= device.read(offset, 1) <= 0xFF
+        timer.pit.next_tick_ns()
+    timer.pit.close()
 
 
 def test_first_byte_of_two_stops_mode_0(timer: Timer) -> None:

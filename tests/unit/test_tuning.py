@@ -183,8 +183,9 @@ def test_tuning_follows_the_host_unless_told_otherwise(
     config = MachineConfig(kernel="vmlinux", cmdline="quiet", tune=tune)
     prepared = prepare(config, image, memory, emulated=emulated)
     line = memory.read(layout.CMDLINE_GPA, CAPACITY).partition(b"\x00")[0].decode()
-    assert bool(prepared.tuning) is is_tuned
-    assert line == " ".join(["quiet", *(prepared.tuning or ())])
+    added = prepared.tuned.added if prepared.tuned is not None else ()
+    assert bool(added) is is_tuned
+    assert line == " ".join(["quiet", *added])
 
 
 @pytest.mark.parametrize(("cpu_count", "is_added"), [(1, True), (2, False)])
@@ -193,14 +194,30 @@ def test_ticks_are_the_pits_if_there_is_one_processor(
 ) -> None:
     image = KernelImage.from_bytes(vmlinux(b"\xf4" * 0x100 + BANNER))
     config = MachineConfig(kernel="vmlinux", tune=Tune.SOFTWARE, cpus=cpu_count)
-    tuning = prepare(config, image, memory).tuning
-    assert tuning is not None
-    assert ("nolapic_timer" in tuning) is is_added
+    tuned = prepare(config, image, memory).tuned
+    assert tuned is not None
+    assert ("nolapic_timer" in tuned.added, tuned.ticks_by_pit) == (is_added, is_added)
+
+
+@pytest.mark.parametrize(
+    ("line", "ticks_by_pit"),
+    [
+        ("nolapic", True),
+        ("lapic", False),
+        ("notsc", False),
+        ("clocksource=jiffies", False),
+        ('a "quote without an end', False),
+    ],
+)
+def test_ticks_are_not_the_pits_where_the_line_says_otherwise(
+    line: str, ticks_by_pit: bool
+) -> None:
+    assert tune_for_emulation(line, LINUX_6_1, CAPACITY).ticks_by_pit is ticks_by_pit
 
 
 def test_kernel_that_is_no_linux_is_told_nothing(memory: GuestMemory) -> None:
     config = MachineConfig(kernel="vmlinux", cmdline="x", tune=Tune.SOFTWARE)
-    assert prepare(config, KernelImage.from_bytes(vmlinux()), memory).tuning is None
+    assert prepare(config, KernelImage.from_bytes(vmlinux()), memory).tuned is None
 
 
 def test_what_a_kernel_takes_is_the_limit(memory: GuestMemory) -> None:
@@ -209,7 +226,8 @@ def test_what_a_kernel_takes_is_the_limit(memory: GuestMemory) -> None:
     config = MachineConfig(kernel="bzImage", cmdline="quiet", tune=Tune.SOFTWARE)
     prepared = prepare(config, image, memory)
     line = memory.read(layout.CMDLINE_GPA, CAPACITY).partition(b"\x00")[0]
-    assert prepared.tuning
+    assert prepared.tuned is not None
+    assert prepared.tuned.added
     assert len(line) <= 60
 
 
