@@ -43,6 +43,9 @@ def signals_raise() -> Iterator[None]:
     try:
         yield
     finally:
+        # Blocked meanwhile, as in cli/run.py: Python complains of one that has no handler any more.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, previous)
         for number, handler in previous.items():
             if signal.getsignal(number) is handle:
                 signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -82,7 +82,7 @@ static void debug_exit(const char *status)
 		return;
 	if (call(__NR_iopl, 3, 0, 0, 0) == 0)
 		asm volatile("outb %b0, %w1" : : "a"(value), "d"(DEBUG_EXIT_PORT));
-	say("init: this kernel lets nobody at an I/O port\n");
+	say("init: there is no way here to end with a status\n");
 }
 
 __attribute__((used)) static void run(long *stack)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 from pyvmm.cli.messages import complain, tell
+from pyvmm.cli.run import tell_tuning
 from pyvmm.outcome import Outcome
 from pyvmm.signals import Signalled, signals_raise
 from pyvmm.testing.command import run_in_guest
@@ -43,17 +43,18 @@ def run_command(
     def show(data: bytes) -> None:
         console.extend(data)
         if verbose:
-            sys.stderr.buffer.write(data)
-            sys.stderr.buffer.flush()
+            _write(2, data)
 
-    stdin = b"" if os.isatty(0) else sys.stdin.buffer.read()
+    stdin = b"" if os.isatty(0) else _read_all(0)
     text = command[0] if len(command) == 1 else shlex.join(command)
     try:
         with signals_raise(), tempfile.TemporaryDirectory(prefix="pyvmm-") as directory:
             if config.initrd is None:
                 initramfs = make_initramfs(os.path.join(directory, "initramfs"))
                 config = config._replace(initrd=initramfs)
-            done = run_in_guest(config, text, stdin, show, timeout_s=timeout_s)
+            done = run_in_guest(
+                config, text, stdin, show, timeout_s=timeout_s, on_built=tell_tuning
+            )
     except Signalled as signalled:
         tell(f"pyvmm: {signalled}")
         return 128 + signalled.number
@@ -63,14 +64,25 @@ def run_command(
             tell("\n".join(lines[-_LAST_LINES:]))
         complain(failure)
         return _status_of(failure)
-    sys.stdout.buffer.write(done.stdout)
-    sys.stdout.buffer.flush()
-    sys.stderr.buffer.write(done.stderr)
-    sys.stderr.buffer.flush()
+    _write(1, done.stdout)
+    _write(2, done.stderr)
     if done.timed_out:
         tell(f"pyvmm: {text!r} was killed after {timeout_s:g} s")
         return _STATUS_TIMEOUT
     return done.returncode
+
+
+# By their numbers: Python has no sys.stdin for one that was closed when it started.
+
+
+def _read_all(fd: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _write(fd: int, data: bytes) -> None:
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
 
 
 def _status_of(failure: Exception) -> int:

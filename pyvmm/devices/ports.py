@@ -3,7 +3,7 @@
 0x0020 .. 0x0021   PIC, first                 in the kernel (KVM_CREATE_IRQCHIP)
 0x0040 .. 0x0043   PIT                        in the kernel (KVM_CREATE_PIT2), or pyvmm.devices.pit
 0x0060             i8042 data                 pyvmm.devices.i8042
-0x0061             system control port B      with the PIT (KVM_PIT_SPEAKER_DUMMY)
+0x0061             system control port B      where the PIT is
 0x0064             i8042 status, command      pyvmm.devices.i8042
 0x0070 .. 0x0071   CMOS RAM and RTC           pyvmm.devices.rtc
 0x0080             POST code                  pyvmm.devices.scratch

@@ -27,11 +27,13 @@ def run_in_guest(
     console_output: Callable[[bytes], object],
     *,
     timeout_s: float | None = None,
+    on_built: Callable[[Machine], object] = lambda machine: None,
 ) -> Completed:
     """Boot ``config``, run the shell ``command`` in the guest by its agent, and end the guest.
 
     ``config.initrd`` has the agent (testing/initramfs.py). ``console_output`` gets the console's
-    bytes. Raises GuestFailure or VmmError if the command did not get to its end.
+    bytes, ``on_built`` the machine before it runs. Raises GuestFailure or VmmError if the command
+    did not get to its end.
     """
 
     def wait(port: Console, waiting_for: str, deadline: float | None) -> bytes:
@@ -45,6 +47,7 @@ def run_in_guest(
 
     # The agent's port is made after the machine that writes to it.
     with Machine(config, console_output, [lambda data: port.take(data)]) as machine:
+        on_built(machine)
         port = Console(machine.serial_inputs[1])
         machine.start()
         agent = Agent(port, wait)

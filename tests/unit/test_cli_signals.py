@@ -1,4 +1,4 @@
-"""Signals around a run: the first ends it, the others change nothing, down to Python's own end."""
+"""Signals around a run: the first ends it, more of it change nothing, down to Python's own end."""
 
 from __future__ import annotations
 
